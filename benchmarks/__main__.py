@@ -1,0 +1,29 @@
+"""`python -m benchmarks NAME [options]` runs `benchmarks/NAME.py`."""
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def available() -> dict[str, str]:
+    """Name -> first docstring line of every benchmark (a module of this folder that defines `main`)."""
+    names = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if not path.stem.startswith("_") and "\ndef main(" in source:
+            names[path.stem] = source.split('"""')[1].strip().splitlines()[0]
+    return names
+
+
+def main(argv: list[str]) -> int:
+    names = available()
+    if not argv or argv[0] not in names:
+        listing = "\n".join(f"  {name:14} {summary}" for name, summary in names.items())
+        asked = "" if not argv or argv[0] in ("-h", "--help") else f"There is no benchmark {argv[0]!r}. "
+        print(f"{asked}usage: python -m benchmarks NAME [options]\n{listing}")
+        return 0 if argv and not asked else 2
+    return importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:]) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
