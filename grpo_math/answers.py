@@ -214,11 +214,10 @@ _OPEN_FORMS = frozenset(("hash", "phrase", "a_colon"))
 
 # Words that join two offers. The second group only leads in to the next one ("so the final answer is").
 _JOINERS = frozenset(
-    "or and to through till until vs versus either maybe perhaps possibly probably alternatively otherwise else also even "
-    "but could be might o ou oder und y e et и или або または 或 或者 和 및 또는".split()
+    ["or", "and", "to", "through", "till", "until", "vs", "versus", "either", "maybe", "perhaps", "possibly", "probably", "alternatively", "otherwise", "else", "also", "even", "but", "could", "be", "might", "o", "ou", "oder", "und", "y", "e", "et", "и", "или", "або", "または", "或", "或者", "和", "및", "또는"]
 )
 _LEADS = (
-    "so thus therefore hence then finally the my a final correct answer result is text textbf mathrm quad br".split()
+    ["so", "thus", "therefore", "hence", "then", "finally", "the", "my", "a", "final", "correct", "answer", "result", "is", "text", "textbf", "mathrm", "quad", "br"]
 )
 _JOINING = re.compile(
     rf"(?:[\W_]*(?:\w+[\W_]+){{1,3}}?(?=or\b))?[\W_]*(?:(?:{'|'.join(sorted(_JOINERS | set(_LEADS)))})\b[\W_]*)*", re.I
@@ -522,9 +521,9 @@ def _either(words: str) -> str:
     return "(?:" + "|".join(words.split()) + ")"
 
 
-_ONES = "one two three four five six seven eight nine".split()
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORD_VALUES = {
     "zero": 0,
     **{word: n for n, word in enumerate(_ONES, 1)},
@@ -688,21 +687,19 @@ def _number_of_words(found: str) -> int:
 # --- what the words around a number mean -----------------------------------------------------------------------------
 
 _FILLERS = frozenset(
-    "is are be a an the of that to just simply only exactly about approximately around roughly nearly almost therefore thus "
-    "then so hence clearly now indeed definitely actually equal equals total final answer result usd eur gbp inr rs dollars "
-    "us cad aud still probably likely therefore approx ca value at text".split()
+    ["is", "are", "be", "a", "an", "the", "of", "that", "to", "just", "simply", "only", "exactly", "about", "approximately", "around", "roughly", "nearly", "almost", "therefore", "thus", "then", "so", "hence", "clearly", "now", "indeed", "definitely", "actually", "equal", "equals", "total", "final", "answer", "result", "usd", "eur", "gbp", "inr", "rs", "dollars", "us", "cad", "aud", "still", "probably", "likely", "therefore", "approx", "ca", "value", "at", "text"]
 )
-_NOT = frozenset("not no never neither nor isn't cannot can't without except".split())
+_NOT = frozenset(["not", "no", "never", "neither", "nor", "isn't", "cannot", "can't", "without", "except"])
 _NOTHING = frozenset(
-    "unknown none nan null nil undefined inf infinity infinite impossible unclear n/a na missing empty".split()
+    ["unknown", "none", "nan", "null", "nil", "undefined", "inf", "infinity", "infinite", "impossible", "unclear", "n/a", "na", "missing", "empty"]
 )
 _NUMBERED = frozenset(
-    "step steps question problem example part page chapter line note case figure table option no number q".split()
+    ["step", "steps", "question", "problem", "example", "part", "page", "chapter", "line", "note", "case", "figure", "table", "option", "no", "number", "q"]
 )
 _SIGNS = frozenset(("negative", "minus"))
 # "18 eggs in 2 days": the second number is not another offer
 _PREPOSITIONS = frozenset(
-    "in per for at of on from by after before with out over than every each within during times if".split()
+    ["in", "per", "for", "at", "of", "on", "from", "by", "after", "before", "with", "out", "over", "than", "every", "each", "within", "during", "times", "if"]
 )
 
 
