@@ -1,4 +1,4 @@
-"""GRPOMathConfig and GRPOMathTrainer: TRL's GRPO pair with this project's options. With every option off it is TRL's."""
+"""GRPOMathConfig and GRPOMathTrainer: TRL's GRPO pair plus options. With every option off it is TRL's trainer."""
 
 from dataclasses import dataclass
 
