@@ -38,8 +38,8 @@ def group_advantages(
 
     `"mean"` (Dr. GRPO): $A_i = r_i - \bar r$. `"mean_std"` (GRPO, TRL's default): $A_i = (r_i - \bar r) / (s +
     \epsilon)$ with the unbiased standard deviation $s$ of the group. `"leave_one_out"` (RLOO): $A_i = r_i -
-    \frac{1}{G-1} \sum_{j \ne i} r_j = \frac{G}{G-1} (r_i - \bar r)$, which makes the policy gradient unbiased; `"mean"`
-    shrinks it by $(G-1)/G$.
+    \frac{1}{G-1} \sum_{j \ne i} r_j = \frac{G}{G-1} (r_i - \bar r)$, which makes the policy gradient unbiased;
+    `"mean"` shrinks it by $(G-1)/G$.
 
     Args:
         rewards (`torch.Tensor` of shape `(B,)`): One reward a completion, the G of a prompt next to each other.
@@ -123,8 +123,8 @@ def kl_estimate(
     With $l = \log \pi(o_t) - \log \pi_{ref}(o_t)$: $k_1 = l$ (unbiased, can be negative), $k_2 = l^2 / 2$
     (biased, low variance), $k_3 = e^{-l} + l - 1$ (unbiased, never negative).
 
-    **As a term of the loss it is the gradient that counts, and that is another question than the value** (Tang and Munos,
-    arXiv 2506.09477). Over tokens drawn from $\pi$, the expected gradient of
+    **As a term of the loss it is the gradient that counts, and that is another question than the value** (Tang and
+    Munos, arXiv 2506.09477). Over tokens drawn from $\pi$, the expected gradient of
 
     - `k1` is zero ($E[\nabla \log \pi] = 0$): no penalty at all, only noise;
     - `k2` is that of the reverse KL, $\nabla KL(\pi \| \pi_{ref})$;
@@ -207,7 +207,8 @@ def is_ratio_clipped(
     Where PPO's clip switches the policy term off: the ratio has left the interval in the direction of the update.
 
     Args:
-        ratio (`torch.Tensor` of shape `(B, T)` or `(B, 1)`), advantages (`torch.Tensor` of shape `(B, 1)` or `(B, T)`).
+        ratio (`torch.Tensor` of shape `(B, T)` or `(B, 1)`): Importance ratio.
+        advantages (`torch.Tensor` of shape `(B, 1)` or `(B, T)`).
         epsilon_low (`float`), epsilon_high (`float`): As in [`clipped_policy_loss`].
 
     Returns:
@@ -224,17 +225,18 @@ def is_reference_clipped(
     clip_high: float = torch.inf,
 ) -> torch.Tensor:
     r"""
-    Reference clipping: where a token's policy term is switched off because it has drifted far enough from the reference.
+    Reference clipping: where a token's policy term is switched off because it has drifted too far from the reference.
 
     With $l = \log \pi(o_t) - \log \pi_{ref}(o_t)$, a token is stopped when its advantage is positive and $l$
-    exceeds `clip_high`, or negative and $l$ is below `-clip_low`. PPO's clip compares with the policy that sampled and
-    bounds one step; this compares with the reference and bounds the sum of all steps. A stopped token is only not pushed
-    further: the opposite advantage still moves it back.
+    exceeds `clip_high`, or negative and $l$ is below `-clip_low`. PPO's clip compares with the policy that sampled
+    and bounds one step; this compares with the reference and bounds the sum of all steps. A stopped token is only
+    not pushed further: the opposite advantage still moves it back.
 
     Args:
         per_token_logps (`torch.Tensor` of shape `(B, T)`), ref_per_token_logps (`torch.Tensor` of shape `(B, T)`).
         advantages (`torch.Tensor` of shape `(B, 1)` or `(B, T)`).
-        clip_low (`float`, defaults to infinity), clip_high (`float`, defaults to infinity): Bounds in nats, not negative.
+        clip_low (`float`, defaults to infinity): How far below the reference, in nats, not negative.
+        clip_high (`float`, defaults to infinity): How far above the reference, in nats, not negative.
 
     Returns:
         `torch.Tensor` of shape `(B, T)`, bool. Multiply the advantages by its negation.
