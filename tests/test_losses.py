@@ -22,7 +22,7 @@ from grpo_math.losses import (
     kl_estimate,
 )
 
-# --- advantages ---------------------------------------------------------------------------------------------------
+# --- advantages ---
 
 
 def test_advantages_of_each_kind_by_hand():
@@ -83,7 +83,7 @@ def test_an_unscored_row_does_not_make_a_group_unequal():
     )
 
 
-# --- ratios -------------------------------------------------------------------------------------------------------
+# --- ratios ---
 
 
 def test_sequence_ratio_is_the_geometric_mean_of_token_ratios_over_the_mask():
@@ -96,7 +96,7 @@ def test_sequence_ratio_is_the_geometric_mean_of_token_ratios_over_the_mask():
         importance_log_ratio(new, old, mask, "word")
 
 
-# --- KL: value and gradient on a categorical policy, where both are exact -------------------------------------------
+# --- KL: value and gradient on a categorical policy, where both are exact ---
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_unknown_estimator_is_a_named_error(policy):
         kl_estimate(logits, ref, "k4")
 
 
-# --- clipping -----------------------------------------------------------------------------------------------------
+# --- clipping ---
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_infinite_bounds_clip_nothing_and_zero_bounds_clip_every_push_away():
     assert torch.equal(is_reference_clipped(logps, ref, advantages, 0.0, 0.0), away)
 
 
-# --- aggregation --------------------------------------------------------------------------------------------------
+# --- aggregation ---
 
 
 def test_aggregations_by_hand():
@@ -274,7 +274,7 @@ def test_finite_differences_agree_with_autograd():
                 assert torch.autograd.gradcheck(loss, arguments)
 
 
-# --- the same loss as TRL's ----------------------------------------------------------------------------------------
+# --- the same loss as TRL's ---
 
 
 def trl_loss(logps, inputs, loss_type, beta, level, delta=None, bias_correction=True):
@@ -347,7 +347,7 @@ def test_composed_loss_equals_trls_in_value_gradient_and_metrics(loss_type, leve
     assert metrics["clip_ratio/region_mean"] == [pytest.approx(share.item())]
 
 
-# --- the controller -----------------------------------------------------------------------------------------------
+# --- the controller ---
 
 
 @pytest.mark.parametrize(
