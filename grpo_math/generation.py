@@ -2,8 +2,8 @@
 
 transformers' `generate` prefills every row, so the same prompt G times, and keeps finished rows in the batch until the
 longest is done. [`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those
-of `generate`. Greedy output is identical; sampled output is equal in law, but not draw for draw, since the random numbers
-are dealt to other rows once some have left.
+of `generate`. Greedy output is identical and sampled output equal in law. The random numbers are dealt to the rows as
+transformers deals them, but a draw on the edge between two tokens can fall to the other side by round-off.
 
 >>> model.generate(**inputs, generation_config=config, custom_generate=decode)
 """
@@ -71,50 +71,46 @@ def decode(
     Returns:
         `torch.LongTensor` of shape `(B, P + T)`: T is the longest completion; shorter ones are padded.
     """
-    prompts, (batch_size, prompt_length) = input_ids, input_ids.shape
-    rows = torch.arange(batch_size, device=input_ids.device)  # the original row of each row still in the batch
-    budget = generation_config.max_length - prompt_length
+    batch_size = len(input_ids)
+    rows = torch.arange(batch_size, device=input_ids.device)  # which rows the model still runs
     pad_token_id = 0 if generation_config.pad_token_id is None else generation_config.pad_token_id
-    completions = input_ids.new_full((batch_size, budget), pad_token_id)
 
     attention_mask = model_kwargs.get("attention_mask")
     prefill_rows = expand = rows
     if share_prefill and can_select_rows(model_kwargs.get("past_key_values")):
-        keys = prompts if attention_mask is None else torch.cat([prompts, attention_mask], dim=1)
+        keys = input_ids if attention_mask is None else torch.cat([input_ids, attention_mask], dim=1)
         distinct, expand = torch.unique(keys, dim=0, return_inverse=True)
         prefill_rows = rows.new_full((len(distinct),), batch_size).scatter_reduce_(0, expand, rows, "amin")
     inputs = model.prepare_inputs_for_generation(
         input_ids[prefill_rows], is_first_iteration=True, **_select(model_kwargs, prefill_rows, batch_size)
     )
     outputs = model(**inputs, return_dict=True)
-    logits = outputs.logits[:, -1]
+    logits = outputs.logits[:, -1].to(dtype=torch.float32)  # (rows, V)
     if len(prefill_rows) < batch_size:
         outputs.past_key_values.batch_select_indices(expand)
         logits = logits[expand]
 
     finished = torch.zeros_like(rows, dtype=torch.bool)
-    for step in range(budget):
-        scores = logits_processor(input_ids, logits.to(copy=True, dtype=torch.float32))
+    while True:
+        # Over all rows, finished ones too: a processor may hold something of each row, and every row keeps its draws
+        scores = logits_processor(input_ids, logits.clone())
         if generation_config.do_sample:
             tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
         else:
             tokens = scores.argmax(dim=-1)
-        tokens = tokens.masked_fill(finished, pad_token_id)
-        completions[rows, step] = tokens
-        input_ids = torch.cat([input_ids, tokens.unsqueeze(1)], dim=1)
+        input_ids = torch.cat([input_ids, tokens.masked_fill(finished, pad_token_id).unsqueeze(1)], dim=1)
         finished = finished | stopping_criteria(input_ids, None)
         if finished.all():
-            break
+            return input_ids
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-        if drop_finished and finished.any() and can_select_rows(model_kwargs["past_key_values"]):
-            running = (~finished).nonzero().squeeze(1)
+        running = (~finished[rows]).nonzero().squeeze(1)
+        if drop_finished and len(running) < len(rows) and can_select_rows(model_kwargs["past_key_values"]):
             model_kwargs["past_key_values"].batch_select_indices(running)
             model_kwargs = _select(model_kwargs, running, len(rows))
-            rows, input_ids, finished = rows[running], input_ids[running], finished[running]
-        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            rows = rows[running]
+        inputs = model.prepare_inputs_for_generation(input_ids[rows], next_sequence_length=1, **model_kwargs)
         outputs = model(**inputs, return_dict=True)
-        logits = outputs.logits[:, -1]
-    return torch.cat([prompts, completions[:, : step + 1]], dim=1)
+        logits[rows] = outputs.logits[:, -1].to(dtype=torch.float32)
 
 
 @contextmanager

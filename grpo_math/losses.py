@@ -228,7 +228,8 @@ def is_reference_clipped(
     Reference clipping: where a token's policy term is switched off because it has drifted too far from the reference.
 
     With $l = \log \pi(o_t) - \log \pi_{ref}(o_t)$, a token is stopped when its advantage is positive and $l$
-    exceeds `clip_high`, or negative and $l$ is below `-clip_low`. PPO's clip compares with the policy that sampled
+    has reached `clip_high`, or negative and $l$ has reached `-clip_low`; bounds of zero let no token leave the
+    reference. PPO's clip compares with the policy that sampled
     and bounds one step; this compares with the reference and bounds the sum of all steps. A stopped token is only
     not pushed further: the opposite advantage still moves it back.
 
@@ -242,7 +243,7 @@ def is_reference_clipped(
         `torch.Tensor` of shape `(B, T)`, bool. Multiply the advantages by its negation.
     """
     drift = (per_token_logps - ref_per_token_logps).detach()
-    return ((advantages > 0) & (drift > clip_high)) | ((advantages < 0) & (drift < -clip_low))
+    return ((advantages > 0) & (drift >= clip_high)) | ((advantages < 0) & (drift <= -clip_low))
 
 
 def aggregate(

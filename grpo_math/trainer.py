@@ -72,7 +72,7 @@ class GRPOMathConfig(GRPOConfig):
     [`trl.GRPOConfig`] plus this project's trainer options.
 
     > Savings: the same gradient for less compute. Not set means on wherever exact; `False` is TRL's way. Where a
-    > saving does not apply it steps aside on its own; set to `True` where the loss forbids it, it is an error.
+    > saving does not apply it steps aside on its own; `True` where the loss forbids it is an error.
 
     Parameters:
         skip_zero_advantage (`bool`, *optional*):
@@ -89,8 +89,8 @@ class GRPOMathConfig(GRPOConfig):
         share_prefill (`bool`, *optional*):
             Generation with transformers: run each distinct prompt once for its G completions.
         drop_finished (`bool`, *optional*):
-            Generation with transformers: take finished rows out of the batch. For both, greedy output is identical and
-            sampled output equal in law, not draw for draw.
+            Generation with transformers: take finished rows out of the batch. For both, greedy output is identical
+            and sampled output equal in law, not promised to be draw for draw.
         dynamic_sampling (`int`, *optional*, defaults to `0`):
             Rounds of fresh prompts, at most, to replace groups whose rewards are all equal (DAPO, arXiv 2503.14476,
             section 3.2). The batch then goes on as it is. TRL's metrics describe the first draw.
@@ -106,8 +106,8 @@ class GRPOMathConfig(GRPOConfig):
         kl_horizon (`float`, *optional*):
             Completions over which `beta` can change by a factor of about 1.2. 10000 when not set.
         ref_clip_low (`float`, *optional*), ref_clip_high (`float`, *optional*):
-            Reference clipping, nats: a token with positive advantage is no longer pushed once `log pi - log pi_ref >
-            ref_clip_high`, one with negative advantage once it is `< -ref_clip_low` (see
+            Reference clipping, nats: a token with positive advantage is no longer pushed once `log pi - log pi_ref`
+            has reached `ref_clip_high`, one with negative advantage once it has reached `-ref_clip_low` (see
             [`losses.is_reference_clipped`]). One of them alone leaves the other side open. Needs a reference also at
             `beta=0`: with PEFT the disabled adapter, else a frozen copy of the model, in memory beside it.
     """
@@ -240,8 +240,8 @@ class GRPOMathTrainer(GRPOTrainer):
     With a plain [`trl.GRPOConfig`] every option is off. Further metrics: `skipped_rows` (rows of the generation batch,
     over all processes, that no forward was run on), `padding_fraction` (of the positions that were run),
     `dynamic_sampling/*`, `beta`, `kl/k1`, `kl/k2`, `kl/k3`, `ref_clip_ratio/*`, `clip_ratio/either_mean`. Rewards,
-    lengths and the zero-variance share cover all rows; clip ratios count skipped rows as unclipped; `entropy`, `kl/*` and
-    `vespo/phi_seq_mean` cover the rows that were scored.
+    lengths and the zero-variance share cover all rows; clip ratios count skipped rows as unclipped; `entropy`, `kl/*`
+    and `vespo/phi_seq_mean` cover the rows that were scored.
 
     Rewards: a `None` or NaN means that a function does not apply to a row (TRL leaves it out, and a row that no
     function applies to has advantage zero); an infinite reward or a list of another length is an error.
@@ -250,7 +250,7 @@ class GRPOMathTrainer(GRPOTrainer):
     _tag_names = ("trl", "grpo", "grpo-math")
     _name = "GRPO"
 
-    def __init__(self, model, reward_funcs=None, args=None, **kwargs):
+    def __init__(self, model, reward_funcs=None, args=None, *others, **kwargs):
         """Reads the options, adds the compact head and, for reference clipping at beta 0, a reference."""
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -283,7 +283,7 @@ class GRPOMathTrainer(GRPOTrainer):
         # A PEFT model that brings a trained adapter has that adapter as its reference; TRL copies it if beta is not 0
         copy_adapter = self._reference_clipping and args.beta == 0.0 and is_peft_model(model)
         with _beta_as(args, 1.0 if copy_adapter else args.beta):
-            super().__init__(model, reward_funcs, args=args, **kwargs)
+            super().__init__(model, reward_funcs, args, *others, **kwargs)
         self.beta = args.beta
 
         policy = self.accelerator.unwrap_model(self.model)
@@ -489,8 +489,8 @@ class GRPOMathTrainer(GRPOTrainer):
     def _with_weights(self, window: dict, micro_batches: list[dict]) -> list[dict]:
         """
         Notes for each micro-batch its share of the window's scored tokens and rows over all processes (times the
-        number of micro-batches, so that TRL's mean over them becomes the mean over tokens or rows), and which share of all
-        tokens and rows is scored.
+        number of micro-batches, so that TRL's mean over them becomes the mean over tokens or rows), and which share of
+        all tokens and rows is scored.
         """
         scored = torch.stack([savings.loss_mask(batch).sum() for batch in micro_batches])
         totals = self._over_processes(torch.cat([scored, savings.loss_mask(window).sum().view(1)])).sum(dim=0)

@@ -217,7 +217,7 @@ def test_the_gradient_vanishes_exactly_where_the_ratio_is_called_clipped():
 
 
 def test_reference_clipping_stops_only_the_push_away_from_the_reference():
-    drift = torch.tensor([[-2.0, -0.5, 0.0, 0.5, 2.0]])
+    drift = torch.tensor([[-2.0, -0.5, 0.0, 0.4, 2.0]])
     clipped = lambda advantage: is_reference_clipped(  # noqa: E731
         drift, torch.zeros_like(drift), torch.tensor([[advantage]]), clip_low=1.0, clip_high=0.4
     )
@@ -232,6 +232,7 @@ def test_infinite_bounds_clip_nothing_and_zero_bounds_clip_every_push_away():
     assert not is_reference_clipped(logps, ref, advantages).any()
     away = (logps - ref) * advantages > 0
     assert torch.equal(is_reference_clipped(logps, ref, advantages, 0.0, 0.0), away)
+    assert is_reference_clipped(ref, ref, advantages, 0.0, 0.0).all()
 
 
 # --- aggregation ---

@@ -161,9 +161,15 @@ def test_equal_rewards_of_a_tenth_are_dead_although_their_advantages_are_not_zer
     assert logged(train(True, tmp_path, reward_funcs=tenth, num_generations=8), "skipped_rows") == [14]
 
 
-def test_groups_with_equal_sums_are_live_where_advantages_compare_with_the_whole_batch(tmp_path):
-    ours = train(True, tmp_path, multi_objective_aggregation="normalize_then_sum")
+def test_groups_with_equal_sums_are_live_where_each_reward_is_normalized_on_its_own(tmp_path):
+    """Three rewards that sum to 4 in every row, but not after each is divided by its own standard deviation."""
+    first = lambda completions, **kwargs: [float(i % 4) for i in range(len(completions))]  # noqa: E731
+    second = lambda completions, **kwargs: [float(i % 4 == 0) for i in range(len(completions))]  # noqa: E731
+    third = lambda completions, **kwargs: [4.0 - i % 4 - (i % 4 == 0) for i in range(len(completions))]  # noqa: E731
+    functions = {"reward_funcs": [first, second, third]}
+    ours = train(True, tmp_path, multi_objective_aggregation="normalize_then_sum", **functions)
     assert logged(ours, "skipped_rows") == [0]
+    assert logged(train(True, tmp_path, **functions), "skipped_rows") == [14]
 
 
 def test_absolute_positions_keep_the_left_padding_and_the_gradient(tmp_path):

@@ -87,7 +87,16 @@ class Gradients(TrainerCallback):
         self.steps.append(torch.cat([torch.zeros(1) if g is None else g.detach().double().flatten() for g in grads]))
 
 
-def train(math: bool, output_dir, model=None, dataset=None, reward_funcs=reward, trainer_kwargs=None, **options):
+def train(
+    math: bool,
+    output_dir,
+    model=None,
+    dataset=None,
+    reward_funcs=reward,
+    trainer_kwargs=None,
+    resume_from=None,
+    **options,
+):
     """Trains the tiny model with TRL's pair or ours; returns the trainer, with `gradients` on it."""
     arguments = {
         "output_dir": str(output_dir),
@@ -122,7 +131,7 @@ def train(math: bool, output_dir, model=None, dataset=None, reward_funcs=reward,
         **(trainer_kwargs or {}),
     )
     trainer.gradients = gradients.steps
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume_from)
     return trainer
 
 
