@@ -1,0 +1,34 @@
+# Two commands: `make demo` (train the tiny model, see it learn) and `make test`. Both install into .venv first, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# One process, full precision: said here so that accelerate has nothing to warn about.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: demo test test-slow lint install clean
+
+demo: install
+	HF_HUB_OFFLINE=1 $(LAUNCH) recipes/countdown_tiny.yaml
+
+test: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+install: $(VENV)/.installed
+
+# torch comes first: what is installed after it then takes the version at hand. A stopped install is simply done again.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; write: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV) (once; a few minutes, about 2 GB) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

@@ -1,0 +1,109 @@
+"""The command `grpo-math`: train | eval | report. Recipes call it too: `accelerate launch recipes/X.yaml [--field value]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE = """usage: grpo-math COMMAND ...
+
+  train RECIPE [--field value ...]   run a recipe (the same as: accelerate launch RECIPE [--field value ...])
+  eval RECIPE [--field value ...]    held-out accuracy of the recipe's model, without training
+                                     (of a trained one: --model_name_or_path FOLDER)
+  report FOLDER                      redraw a run's curve and print its table
+  fields [TEXT]                      the fields that a recipe may have (whose name or help holds TEXT)
+
+`python -m grpo_math` is the same command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 something the user gave is wrong, 130 stopped by Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    command, rest = argv[0], argv[1:]
+    if command.endswith((".yaml", ".yml")):  # accelerate launch -m grpo_math RECIPE
+        command, rest = "train", argv
+    commands = {"train": _train, "eval": _eval, "report": _report, "fields": _fields}
+    if command not in commands:
+        print(f"grpo-math: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    if any(word in ("-h", "--help") for word in rest) or (not rest and command != "fields"):
+        print(USAGE)
+        return 0 if rest else 2
+    try:
+        return commands[command](rest)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except _user_errors() as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"grpo-math: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from grpo_math.models import ModelError
+    from grpo_math.recipe import RecipeError
+    from grpo_math.tasks import TaskError
+
+    return RecipeError, TaskError, ModelError
+
+
+def _train(rest: Sequence[str]) -> int:
+    from grpo_math.recipe import load_recipe
+
+    recipe = load_recipe(rest[0], rest[1:])
+    from grpo_math.run import train
+
+    return train(recipe)
+
+
+def _eval(rest: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from grpo_math.recipe import load_recipe
+
+    recipe = load_recipe(rest[0], rest[1:])
+    from grpo_math.run import evaluate
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in evaluate(recipe):
+        console.print(line)
+    return 0
+
+
+def _report(rest: Sequence[str]) -> int:
+    import json
+
+    from rich.console import Console
+
+    from grpo_math import report
+    from grpo_math.recipe import RecipeError
+
+    folder = Path(rest[0])
+    summary_path = folder / report.SUMMARY
+    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
+    curve = report.draw_curve(folder, summary.get("blind"))
+    if curve is None:
+        raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
+    console = Console(highlight=False, soft_wrap=True)
+    if summary.get("accuracy_after"):
+        console.print(report.table_before_after(summary))
+    console.print(f"Reward curve: {curve}")
+    return 0
+
+
+def _fields(rest: Sequence[str]) -> int:
+    from grpo_math.recipe import fields
+
+    wanted = " ".join(rest).lower()
+    for name, (cls, field, hint) in fields().items():
+        text = " ".join(str(field.metadata.get("help", "")).split())
+        if wanted in name.lower() or wanted in text.lower():
+            kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+            print(f"{name}: {kind}   ({cls.__name__})\n    {text}")
+    return 0

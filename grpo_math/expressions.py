@@ -1,0 +1,291 @@
+r"""Countdown arithmetic: tokenise, parse and evaluate an expression exactly, without ever running it as code.
+
+A Countdown problem gives a few integers and a target; the answer is an expression over these integers. One real row of
+`Jiayi-Pan/Countdown-Tasks-3to4`: `{"nums": [44, 19, 35], "target": 98}`, solved by `44 + 19 + 35`.
+
+The language is as small as the game: decimal integers, `+ - * /`, signs, parentheses. Spellings of the same symbols are
+read as that symbol: `x × · ⋅ ∗ ÷ ∕ − \times \cdot \div \frac{a}{b}`, square and curly brackets, digits of other scripts,
+math delimiters (`$`, `\(`, `\boxed{}`). Anything else (calls, names, `//`, `**`, `%`, `!`, decimals, `1_0`, implicit
+multiplication) is not an expression.
+
+```python
+>>> from grpo_math.expressions import evaluate
+>>> evaluate("8 / (3 - 8/3) = 24", [3, 3, 8, 8])
+Evaluation(value=Fraction(24, 1), status='ok')
+>>> evaluate("2**3", [2, 3])
+Evaluation(value=None, status='malformed')
+```
+"""
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import NamedTuple
+
+MODES = ("all", "subset")
+
+# No Countdown number comes near this; a longer run of digits is refused before it is turned into an int.
+_MAX_DIGITS = 18
+
+_TOKEN = re.compile(r"\d+|\S")
+
+# The same symbol in another script or typeface. One character becomes one character or nothing (None).
+_SYMBOLS = str.maketrans(
+    {
+        **dict.fromkeys("×∗⋅·∙•✕✖＊", "*"),
+        **dict.fromkeys("÷∕⁄／➗", "/"),
+        **dict.fromkeys("−‐‑–﹣－➖", "-"),
+        **dict.fromkeys("＋➕", "+"),
+        **dict.fromkeys("（［｛", "("),
+        **dict.fromkeys("）］｝", ")"),
+        "＝": "=",
+        # zero-width: word joiner, zero-width space and (non-)joiners, byte order mark
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", None),
+    }
+)
+
+# LaTeX: operators by their names, layout commands by nothing. `\frac` and `\boxed` need their braces and come later.
+_LATEX = {
+    **dict.fromkeys(("times", "cdot", "ast"), "*"),
+    "div": "/",
+    **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "displaystyle", "quad"), " "),
+}
+_LATEX_COMMAND = re.compile(r"\\(?:([A-Za-z]+)|([^A-Za-z]))")
+_LATEX_LAYOUT = frozenset(",;:! ()[]")  # \, \; \: \! "\ " and the delimiters \( \) \[ \]
+
+_LABEL = re.compile(r"\s*(?:(?:final|the)\s+)?(?:expression|equation|answer|solution)(?:\s+is)?\s*[:：]?\s+", re.I)
+
+
+class Evaluation(NamedTuple):
+    """What became of an expression.
+
+    Attributes:
+        value (`Fraction` or `None`):
+            The exact value; `None` unless `status` is `"ok"`.
+        status (`str`):
+            `"ok"`, or why there is no value: `"none"` (nothing but white space), `"malformed"` (not an expression of
+            the game), `"numbers"` (well formed or not, it uses other numbers than it may), `"undefined"` (division by
+            zero), `"claim"` (ends in `= n` and its value is not n).
+    """
+
+    value: Fraction | None
+    status: str
+
+
+def evaluate(expr: str, nums: Iterable[int], mode: str = "all") -> Evaluation:
+    r"""
+    Evaluate a Countdown expression exactly and check which numbers it uses.
+
+    Args:
+        expr (`str`):
+            The expression alone, e.g. `"(3+5)*7"`, `"(3 + 5) \times 7 = 56"`. A suffix `= n` (or prefix `n =`) is
+            allowed and must be true; a label such as `Expression:` and a final `.` or `;` are layout.
+        nums (`Iterable[int]`):
+            The numbers of the problem.
+        mode (`str`, *optional*, defaults to `"all"`):
+            `"all"`: every number exactly once. `"subset"`: each at most once.
+
+    Returns:
+        [`Evaluation`]: never raises on an expression, whatever it is; linear in its length.
+
+    Raises:
+        `ValueError`: for an unknown `mode`.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
+    tokens = _tokenise(expr)
+    if not tokens:
+        return Evaluation(None, "none")
+    claim = None
+    if "=" in tokens:
+        tokens, claim = _split_claim(tokens)
+        if claim is None:
+            return Evaluation(None, "malformed")
+    # The numbers come before the arithmetic: what passes is as short as the problem, so the value stays small.
+    used = [token for token in tokens if token.isdecimal()]
+    if not _may_use(used, list(nums), mode):
+        return Evaluation(None, "numbers" if used else "malformed")
+    try:
+        value = _value(tokens)
+    except ZeroDivisionError:
+        return Evaluation(None, "undefined")
+    if value is None:
+        return Evaluation(None, "malformed")
+    if claim is not None and value != claim:
+        return Evaluation(None, "claim")
+    return Evaluation(Fraction(value), "ok")
+
+
+def _tokenise(expr: str) -> list[str]:
+    """Integers and single characters, after other spellings are brought to `0-9 + - * / ( ) =`."""
+    if "\\" in expr or not expr.isascii():
+        expr = _plain_symbols(expr)
+    tokens = _TOKEN.findall(expr)
+    if not tokens or _ALPHABET.issuperset("".join(tokens)):
+        return tokens
+    return _TOKEN.findall(_without_layout(expr))
+
+
+_ALPHABET = frozenset("0123456789+-*/()=")
+
+
+def _plain_symbols(expr: str) -> str:
+    """LaTeX commands and Unicode symbols as ASCII; what has no ASCII spelling stays and is refused later."""
+    expr = expr.translate(_SYMBOLS)
+    if "\\" in expr:
+        boxed = _BOXED.fullmatch(expr)
+        expr = boxed.group(1) if boxed else expr
+        expr = _LATEX_COMMAND.sub(_latex_command, expr)
+        if "\\" in expr:
+            expr = _fractions_and_boxes(expr)
+    return "".join([str(int(c)) if c.isdecimal() else c for c in expr]) if not expr.isascii() else expr
+
+
+def _latex_command(match: re.Match) -> str:
+    name, symbol = match.groups()
+    if symbol is not None:
+        return " " if symbol in _LATEX_LAYOUT else {"{": "(", "}": ")", "$": "$"}.get(symbol, match.group())
+    return _LATEX.get(name, match.group())
+
+
+_BOXED = re.compile(r"[\s$]*\\f?boxed\s*\{(.*)\}[\s$]*", re.S)
+_BRACED = re.compile(r"\\[dtc]?frac\s*\{|\\f?boxed\s*\{|\{|\}\s*\{|\}")
+
+
+def _fractions_and_boxes(expr: str) -> str:
+    r"""`\frac{a}{b}` -> `((a)/(b))`, `\boxed{a}` -> `(a)`, in one pass with a stack of what each brace closes."""
+    open_braces: list[str] = []
+
+    def replace(match: re.Match) -> str:
+        text = match.group()
+        if text.startswith("\\"):
+            open_braces.append("numerator" if "frac" in text else "plain")
+            return "((" if "frac" in text else "("
+        if text == "{":
+            open_braces.append("plain")
+            return "("
+        closed = open_braces.pop() if open_braces else None
+        if text == "}":
+            # a numerator without a denominator stays unbalanced, hence malformed
+            return {"plain": ")", "denominator": "))", "numerator": "}", None: "}"}[closed]
+        if closed == "numerator":
+            open_braces.append("denominator")
+            return ")/("
+        return "}{"
+
+    return _BRACED.sub(replace, expr)
+
+
+def _without_layout(expr: str) -> str:
+    """Drop what surrounds an expression without being part of it: label, dollars, bold, final period; `x` is times."""
+    expr = _LABEL.sub("", expr, count=1) if expr[:1].isspace() or expr[:1].isalpha() else expr
+    expr = expr.strip().strip("$`").strip()
+    if expr.startswith("**") and expr.endswith("**"):
+        expr = expr[2:-2].strip()
+    expr = expr[:-1] if expr[-1:] in (".", ";", "。") else expr
+    expr = expr.strip().strip("$").replace("==", "=")
+    expr = expr.translate(_BRACKETS)
+    return _LETTER_TIMES.sub("*", expr)
+
+
+_BRACKETS = str.maketrans("[]{}", "()()")
+# the letter x between two operands; `0x3` is a number in another base, not a product
+_LETTER_TIMES = re.compile(r"(?<=[\d)\s])(?<!\b0)[xX](?=[\d(\s])")
+
+
+def _split_claim(tokens: list[str]) -> tuple[list[str], int | None]:
+    """`expression = n` or `n = expression` -> (expression, n); n is None where there is no such reading."""
+    at = tokens.index("=")
+    left, right = tokens[:at], tokens[at + 1 :]
+    if right[:1] == ["="]:
+        right = right[1:]
+    claim = _signed_integer(right)
+    if claim is not None:
+        return left, claim
+    return right, _signed_integer(left)
+
+
+def _signed_integer(tokens: list[str]) -> int | None:
+    sign, digits = (tokens[0], tokens[1:]) if tokens and tokens[0] in "+-" else ("", tokens)
+    if len(digits) != 1 or not digits[0].isdecimal() or len(digits[0]) > _MAX_DIGITS:
+        return None
+    return -int(digits[0]) if sign == "-" else int(digits[0])
+
+
+def _may_use(used: list[str], nums: list[int], mode: str) -> bool:
+    """Whether the integers used are exactly (`all`) or at most (`subset`) those of the problem, each once."""
+    if not used or len(used) > len(nums) or (mode == "all" and len(used) != len(nums)):
+        return False
+    if any(len(digits) > _MAX_DIGITS for digits in used):
+        return False
+    left = [int(n) for n in nums]
+    for digits in used:
+        n = int(digits)
+        if n not in left:
+            return False
+        left.remove(n)
+    return True
+
+
+_PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "neg": 3}
+
+
+def _value(tokens: list[str]) -> int | Fraction | None:
+    """The value of an infix expression by the shunting-yard algorithm (Dijkstra 1961); None where it is not one.
+
+    No recursion, so nesting costs nothing but its length. Raises `ZeroDivisionError`.
+    """
+    operands: list[int | Fraction] = []
+    operators: list[str] = []
+    operand_next = True
+    for token in tokens:
+        if operand_next:
+            if token.isdecimal():
+                operands.append(int(token))
+                operand_next = False
+            elif token == "(":
+                operators.append("(")
+            elif token == "-":
+                operators.append("neg")
+            elif token != "+":
+                return None
+        elif token == ")":
+            while operators and operators[-1] != "(":
+                _apply(operators.pop(), operands)
+            if not operators:
+                return None
+            operators.pop()
+        elif token in _BINARY:
+            precedence = _PRECEDENCE[token]
+            while operators and _PRECEDENCE[operators[-1]] >= precedence:
+                _apply(operators.pop(), operands)
+            operators.append(token)
+            operand_next = True
+        else:
+            return None
+    if operand_next or "(" in operators:
+        return None
+    while operators:
+        _apply(operators.pop(), operands)
+    return operands[0]
+
+
+_BINARY = frozenset("+-*/")
+
+
+def _apply(operator: str, operands: list) -> None:
+    """Replace the top one or two operands by the operator's result. Integers stay ints while they can: it is faster."""
+    right = operands.pop()
+    if operator == "neg":
+        operands.append(-right)
+        return
+    left = operands[-1]
+    if operator == "+":
+        operands[-1] = left + right
+    elif operator == "-":
+        operands[-1] = left - right
+    elif operator == "*":
+        operands[-1] = left * right
+    else:
+        quotient = Fraction(left, right)
+        operands[-1] = quotient.numerator if quotient.denominator == 1 else quotient

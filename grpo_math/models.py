@@ -1,0 +1,339 @@
+"""Loading the policy: precision by what the device can do, quantization, GGUF files, and the built-in tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from trl import ModelConfig, get_quantization_config
+from trl.trainer.utils import create_model_from_path
+
+from grpo_math.tasks import countdown
+from grpo_math.tasks.base import TaskConfig
+
+BUILTIN_TINY = "builtin/countdown-tiny"
+
+
+class ModelError(ValueError):
+    """A model that cannot be found or read; the message names it and the fix."""
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+class Precision(NamedTuple):
+    """What to load the weights in (`dtype`), what to compute in (`bf16` / `fp16` autocast), and why it was changed."""
+
+    dtype: str
+    bf16: bool
+    fp16: bool
+    note: str | None
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself (an RTX 20xx only emulates it, many CPUs not even that)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return False
+
+
+def choose_precision(dtype: str | None, bf16: bool, fp16: bool, device: torch.device, native: bool) -> Precision:
+    """The recipe's precision where the device has bfloat16, else the nearest that it can do.
+
+    Args:
+        dtype: of the weights as the recipe asks: `float32`, `bfloat16`, `float16`, `auto` or None.
+        bf16: whether the recipe asks for bfloat16 autocast.
+        fp16: whether it asks for float16 autocast.
+        device: where training runs.
+        native: whether the device has bfloat16 (`native_bf16`).
+
+    Returns:
+        the precision to use. Without native bfloat16: on a GPU float16 autocast with loss scaling, and a bfloat16 base
+        becomes float16 (trainable weights stay float32, as the loss scaler needs); on a CPU float32 throughout.
+    """
+    dtype = dtype or "float32"
+    if native or not (bf16 or dtype == "bfloat16"):
+        return Precision(dtype, bf16, fp16, None)
+    if device.type == "cuda":
+        chosen = Precision("float16" if dtype == "bfloat16" else dtype, False, True, None)
+        return chosen._replace(
+            note=f"This GPU has no native bfloat16: float16 autocast with loss scaling, weights in {chosen.dtype}."
+        )
+    return Precision(
+        "float32", False, False, f"This {device.type} has no native bfloat16: everything is computed in float32."
+    )
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model name is a GGUF file."""
+    return name.lower().endswith(".gguf")
+
+
+def resolve_name(name: str) -> str:
+    """The built-in model's folder for its name (made on first use), any other name as it is."""
+    if name != BUILTIN_TINY:
+        if name.startswith("builtin/"):
+            raise ModelError(f"model_name_or_path: there is no built-in model {name!r}; there is {BUILTIN_TINY}")
+        return name
+    return str(tiny_model_folder())
+
+
+def _local_files(name: str) -> dict:
+    """Arguments for `from_pretrained` that read a GGUF file or a folder or hub name."""
+    path = Path(name).expanduser()
+    if is_gguf(name):
+        if not path.is_file():
+            raise ModelError(f"model_name_or_path: there is no GGUF file {name}")
+        try:
+            import gguf  # noqa: F401
+        except ImportError as error:
+            raise ModelError(f"model_name_or_path: reading {name} needs the package gguf: pip install gguf") from error
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": str(path) if path.exists() else name}
+
+
+def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left as generation needs.
+
+    Raises:
+        ModelError: with the name and the fix, when it cannot be found.
+    """
+    name = resolve_name(_required_name(model_args))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            **_local_files(name),
+            revision=model_args.model_revision,
+            padding_side="left",
+            truncation_side="left",
+            trust_remote_code=trust_remote_code,
+        )
+    except OSError as error:
+        raise ModelError(_not_found(name, error)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(model_args: ModelConfig, trust_remote_code: bool = False):
+    """The model's configuration (its context length, its shape), without its weights."""
+    name = resolve_name(_required_name(model_args))
+    try:
+        return AutoConfig.from_pretrained(
+            **_local_files(name), revision=model_args.model_revision, trust_remote_code=trust_remote_code
+        )
+    except OSError as error:
+        raise ModelError(_not_found(name, error)) from error
+
+
+def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
+    """The policy, as TRL loads it; a GGUF file becomes a plain model of its configuration.
+
+    Args:
+        model_args: TRL's model settings: name, revision, attention, quantization.
+        dtype: `float32`, `bfloat16`, `float16` or `auto`.
+        trust_remote_code: passed on.
+        kwargs: further arguments of `from_pretrained` (`model_init_kwargs`).
+    """
+    name = resolve_name(_required_name(model_args))
+    if is_gguf(name):
+        return _load_gguf(name, dtype)
+    source = _local_files(name)["pretrained_model_name_or_path"]
+    quantization = get_quantization_config(model_args)
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+    try:
+        return create_model_from_path(
+            source,
+            revision=model_args.model_revision,
+            attn_implementation=model_args.attn_implementation,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            **kwargs,
+        )
+    except OSError as error:
+        raise ModelError(_not_found(name, error)) from error
+
+
+def _load_gguf(name: str, dtype: str) -> PreTrainedModel:
+    # transformers dequantizes the file but leaves the model marked as quantized, which Trainer refuses to train:
+    # the weights move into a plain model of the same configuration.
+    wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    loaded = AutoModelForCausalLM.from_pretrained(**_local_files(name), dtype=wanted)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=wanted)
+    plain.load_state_dict(loaded.state_dict())
+    plain.tie_weights()
+    plain.generation_config = loaded.generation_config
+    return plain
+
+
+def _required_name(model_args: ModelConfig) -> str:
+    if not model_args.model_name_or_path:
+        raise ModelError("model_name_or_path is missing: name a hub model, a local folder, a GGUF file or " + BUILTIN_TINY)
+    return model_args.model_name_or_path
+
+
+def _not_found(name: str, error: OSError) -> str:
+    return (
+        f"model_name_or_path: {name} is neither a local folder nor reachable on the hub ({str(error).splitlines()[0]}). "
+        f"Offline? Give a local folder or GGUF file, or {BUILTIN_TINY}, which needs no download."
+    )
+
+
+def float32_adapter(model: PreTrainedModel) -> None:
+    """Trainable weights to float32, in place. TRL casts a QLoRA adapter to bfloat16, where steps of RL size round away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+# --- the built-in tiny model ------------------------------------------------------------------------------------------
+
+# Two-number Countdown over a vocabulary of words. Each set of numbers admits all three operators, so the numbers alone
+# tell a policy nothing about which one is asked for.
+TINY_TASK = dict(
+    task="countdown",
+    dataset_path="generated",
+    prompt_style="compact",
+    countdown_operands=[2],
+    countdown_min=1,
+    countdown_max=50,
+    countdown_operators="+-*",
+    countdown_target_min=0,
+    countdown_target_max=399,
+    train_size=1000,
+    countdown_unique=True,
+    countdown_balance="numbers",
+)
+TINY_SHAPE = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
+TINY_WARMUP = dict(steps=350, batch_size=64, learning_rate=3e-3, right_share=0.3, seed=0)
+_TINY_VERSION = 1
+
+
+def tiny_task_config(**overrides) -> TaskConfig:
+    """The task settings that the tiny model was made for."""
+    return TaskConfig(**{**TINY_TASK, **overrides})
+
+
+def cache_folder() -> Path:
+    """Where built-in models are kept: `GRPO_MATH_CACHE`, else `~/.cache/grpo_math`."""
+    return Path(os.environ.get("GRPO_MATH_CACHE") or Path.home() / ".cache" / "grpo_math")
+
+
+def tiny_model_folder() -> Path:
+    """Folder of `builtin/countdown-tiny`, made on first use (about ten seconds on one core) and cached.
+
+    The folder's name holds a hash of everything the model is made from, and it appears by an atomic rename, so several
+    processes may ask at once and a stopped one leaves nothing half-made.
+    """
+    recipe = json.dumps([_TINY_VERSION, TINY_TASK, TINY_SHAPE, TINY_WARMUP], sort_keys=True)
+    folder = cache_folder() / f"countdown-tiny-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
+            target = Path(making) / "model"
+            model, tokenizer = make_tiny_model()
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+            try:
+                os.replace(target, folder)
+            except OSError:
+                if not (folder / "config.json").is_file():  # not merely another process that was first
+                    raise
+    return folder
+
+
+def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: numbers, operators, parentheses, the answer tags, special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "<eos>", "<unk>", "<answer>", "</answer>", ":", "=", "+", "-", "*", "/", "(", ")"]
+    words += [str(n) for n in range(TINY_TASK["countdown_target_max"] + 1)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=TINY_SHAPE["max_position_embeddings"],
+    )
+
+
+def make_tiny_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Build the tiny model and warm it up by supervised lines: the format right, the value mostly wrong.
+
+    The lines are generated problems with an answer in the right format; `right_share` of them carry the right
+    expression, the rest a random one. What GRPO then has to learn is which operator the target asks for.
+    """
+    tokenizer = make_tiny_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **TINY_SHAPE,
+    )
+    rng = random.Random(TINY_WARMUP["seed"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(TINY_WARMUP["seed"])
+        model = Qwen2ForCausalLM(config).float()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=TINY_WARMUP["learning_rate"])
+        # Problems from the generator's training side only: no held-out problem is ever shown.
+        rows, _ = countdown.load_rows(tiny_task_config(heldout_size=0))
+        for _ in range(TINY_WARMUP["steps"]):
+            lines = [_warmup_line(rng.choice(rows), rng) for _ in range(TINY_WARMUP["batch_size"])]
+            prompts = [tokenizer(prompt)["input_ids"] for prompt, _ in lines]
+            batch = tokenizer([f"{p} {c} <eos>" for p, c in lines], return_tensors="pt", padding=True)
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            for i, prompt in enumerate(prompts):
+                start = int((batch["attention_mask"][i] == 0).sum())
+                labels[i, start : start + len(prompt)] = -100  # only the completion is learnt
+            loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def _warmup_line(row: dict, rng: random.Random) -> tuple[str, str]:
+    a, b = rng.sample(row["nums"], 2)
+    if rng.random() < TINY_WARMUP["right_share"]:
+        expression = countdown.solve(row["nums"], row["target"], TINY_TASK["countdown_operators"])
+    else:
+        expression = f"{a} {rng.choice(TINY_TASK['countdown_operators'])} {b}"
+    return countdown.compact_text(row), f"<answer> {expression} </answer>"

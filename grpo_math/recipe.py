@@ -1,0 +1,354 @@
+"""A recipe: one flat YAML file in TRL's own vocabulary that is at the same time a launchable Python script.
+
+The keys are the fields of `TaskConfig`, `GRPOMathConfig` (TRL's `GRPOConfig` and ours) and TRL's `ModelConfig`. Two lines
+make a recipe launchable, `accelerate launch recipes/countdown_tiny.yaml --max_steps 10`:
+
+    launch: r\"\"\"
+    model_name_or_path: builtin/countdown-tiny
+    ...
+    # \"\"\"; from grpo_math.recipe import launch; launch(__file__, __name__)
+
+YAML sees a key `launch` with the text `r\"\"\"` and a comment. Python sees one string and one call, which does nothing
+unless the file is the main script (spawned worker processes import it again). Everything that can be wrong in a recipe
+or on the command line is checked here, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+LAUNCH_KEY = "launch"
+LAUNCH_HEAD = 'launch: r"""'
+LAUNCH_TAIL = '# """; from grpo_math.recipe import launch; launch(__file__, __name__)'
+
+
+class RecipeError(ValueError):
+    """Something in a recipe or on the command line is wrong; the message names the place, the value and the fix."""
+
+
+@dataclass
+class Recipe:
+    """A recipe as read, checked and turned into the configurations.
+
+    Attributes:
+        path: the file.
+        values: the recipe's keys and the command line's overrides, as plain YAML values.
+        task: the task's part.
+        training: TRL's `GRPOConfig` with our options.
+        model: TRL's `ModelConfig`.
+        notes: lines to tell the user, such as a precision that the device cannot do.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    task: Any
+    training: Any
+    model: Any
+    notes: list[str]
+
+
+def config_classes() -> tuple[type, ...]:
+    """The dataclasses whose fields are a recipe's keys."""
+    from trl import ModelConfig
+
+    from grpo_math.tasks.base import TaskConfig
+    from grpo_math.trainer import GRPOMathConfig
+
+    return TaskConfig, GRPOMathConfig, ModelConfig
+
+
+# Fields that TRL types as plain text and describes in prose. (Fields that are enums or literals speak for themselves.)
+CHOICES: dict[str, tuple] = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("server", "colocate"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
+}
+
+
+def fields() -> dict[str, tuple[type, dataclasses.Field, Any]]:
+    """Every key a recipe may have: name -> (dataclass, field, type)."""
+    known = {}
+    for cls in config_classes():
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if field.init and field.name not in known:
+                known[field.name] = (cls, field, hints[field.name])
+    return known
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The recipe's keys and values, without the key `launch`.
+
+    Raises:
+        RecipeError: for a missing file, text that is not YAML, a key that stands twice, or no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        hint = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        raise RecipeError(f"there is no recipe {path}" + (f"; did you mean {path.parent / hint[0]}?" if hint else ""))
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold keys and values (`max_steps: 100`), not {type(values).__name__}")
+    seen = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise RecipeError(f"{path}, line {key.start_mark.line + 1}: key {key.value} stands twice")
+        seen.add(key.value)
+    values.pop(LAUNCH_KEY, None)
+    return values
+
+
+def parse_overrides(argv: typing.Sequence[str]) -> dict[str, Any]:
+    """Command-line overrides, `--field value`, `--field=value`, `--flag`, `--list a b` -> {field: text or list of texts}.
+
+    Raises:
+        RecipeError: for a word that belongs to no field, or a field given twice.
+    """
+    overrides: dict[str, list[str]] = {}
+    name = None
+    for word in argv:
+        if re.match(r"--[A-Za-z]", word):
+            name, eq, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if name in overrides:
+                raise RecipeError(f"--{name} is given twice on the command line")
+            overrides[name] = [value] if eq else []
+        elif name is None:
+            raise RecipeError(f"command line: {word!r} belongs to no field; write --field value")
+        else:
+            overrides[name].append(word)
+    return {name: "true" if not words else words[0] if len(words) == 1 else words for name, words in overrides.items()}
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_name(name: str, place: str, known: typing.Iterable[str]) -> None:
+    """Raise RecipeError with the nearest right name when no configuration has the field."""
+    if name not in known:
+        raise RecipeError(f"{place}: {name} is not a field of a recipe{_nearest(name, known)}")
+
+
+def coerce(name: str, value: Any, hint: Any, field: dataclasses.Field, place: str, from_text: bool) -> Any:
+    """`value` as the field's type.
+
+    Args:
+        name: the field.
+        value: as YAML gave it, or the command line's text (`from_text`), or a list of texts.
+        hint: the field's resolved type.
+        field: the dataclass field; `metadata["choices"]` counts.
+        place: file or command line, for messages.
+        from_text: whether the value is command-line text, which is read as YAML where the field is not text.
+
+    Raises:
+        RecipeError: naming the place, the value and what is allowed.
+    """
+    options = _members(hint)
+    allowed = CHOICES.get(name) or field.metadata.get("choices") or _enum_or_literal_values(options)
+    if name == "resume_from_checkpoint":
+        options = [*options, bool]
+    if from_text:
+        value = _from_text(value, options)
+    if allowed:
+        if (value is None and type(None) in options) or any(value is a or (value == a and type(value) is type(a)) for a in allowed):
+            return value
+        listed = ", ".join(str(a) for a in allowed)
+        raise RecipeError(f"{place}: {name}: {value!r} is not a choice{_nearest(value, allowed)} (choices: {listed})")
+    for option in options:
+        fits, converted = _fit(value, option)
+        if fits:
+            return converted
+    raise RecipeError(f"{place}: {name}: {value!r} is {_kind(value)}, but the field takes {_describe(options)}")
+
+
+def _members(hint: Any) -> list:
+    """A type or union -> its members, the most specific ones first."""
+    members = list(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]
+    order = {bool: 0, int: 1, float: 2, str: 9}
+    return sorted(members, key=lambda m: order.get(m, 5))
+
+
+def _enum_or_literal_values(options: list) -> tuple:
+    values: list = []
+    for option in options:
+        if isinstance(option, type) and issubclass(option, enum.Enum):
+            values += [member.value for member in option]
+        elif typing.get_origin(option) is Literal:
+            values += [a for a in typing.get_args(option) if a is not False]
+    # `str | Literal[False]` and the like stay open; an enum beside `str` is TRL's way to allow the enum's names.
+    return tuple(values) if any(isinstance(v, str) for v in values) else ()
+
+
+def _from_text(value: str | list[str], options: list) -> Any:
+    if isinstance(value, list):
+        return [_from_text(v, [a for o in options for a in typing.get_args(o)] or options) for v in value]
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = value
+    # "5" for a text field is the text; "null" is nothing where nothing is allowed; "[a, b]" is a list.
+    if str in options and not isinstance(read, (list, dict)) and not (read is None and type(None) in options):
+        others = [o for o in options if o not in (str, type(None))]
+        return read if any(_fit(read, o)[0] for o in others) else value
+    return read
+
+
+def _fit(value: Any, option: Any) -> tuple[bool, Any]:
+    origin = typing.get_origin(option)
+    if option is type(None):
+        return value is None, None
+    if option is bool:
+        return isinstance(value, bool), value
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if option is float:
+        if isinstance(value, str):  # YAML 1.1 reads 1e-5, without a point, as text
+            try:
+                return True, float(value)
+            except ValueError:
+                return False, value
+        return isinstance(value, (int, float)) and not isinstance(value, bool), value
+    if option is str:
+        return isinstance(value, str), value
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        fitted = [_fit(item, typing.get_args(option)[0]) for item in items]
+        return value is not None and all(ok for ok, _ in fitted), [converted for _, converted in fitted]
+    if option is dict or origin is dict:
+        return isinstance(value, dict), value
+    return False, value
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _describe(options: list) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    described = []
+    for option in options:
+        origin = typing.get_origin(option)
+        if origin is list:
+            described.append(f"a list of {_describe([typing.get_args(option)[0]])}")
+        elif option is dict or origin is dict:
+            described.append("a mapping")
+        elif option in names:
+            described.append(names[option])
+    return " or ".join(described) or "a value that a recipe cannot hold"
+
+
+def checked_values(path: str | Path, argv: typing.Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe's values with the overrides on top, every name and type checked."""
+    known = fields()
+    checked: dict[str, Any] = {}
+    for values, place, from_text in (
+        (read_yaml(path), str(path), False),
+        (parse_overrides(argv), "command line", True),
+    ):
+        for name, value in values.items():
+            check_name(name, place, known)
+            _, field, hint = known[name]
+            checked[name] = coerce(name, value, hint, field, place, from_text)
+    return checked
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def load_recipe(path: str | Path, argv: typing.Sequence[str] = ()) -> Recipe:
+    """Read, check and build a recipe.
+
+    Args:
+        path: the YAML file.
+        argv: overrides, `["--max_steps", "10"]`.
+
+    Raises:
+        RecipeError: for anything in it that is wrong.
+    """
+    import torch
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    from grpo_math.models import choose_precision, native_bf16
+
+    values = checked_values(path, argv)
+    cpu = values.get("use_cpu", not _has_accelerator())
+    if cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # worker processes of the launcher then meet over gloo
+        values = {**values, "use_cpu": True}
+    for reporter in _as_list(values.get("report_to")):
+        reporters = ["none", "all", *INTEGRATION_TO_CALLBACK]
+        if reporter not in reporters:
+            raise RecipeError(f"{path}: report_to: {reporter!r} is not a choice{_nearest(reporter, reporters)}")
+
+    settings = dict(values)
+    settings.setdefault("output_dir", f"outputs/{Path(path).stem}")
+    settings.setdefault("report_to", "none")
+    device = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
+    fp16 = settings.get("fp16", False)
+    bf16 = settings.get("bf16")
+    precision = choose_precision(
+        settings.get("dtype"), not fp16 if bf16 is None else bf16, fp16, device, native_bf16(device)
+    )
+    settings.update(dtype=precision.dtype, bf16=precision.bf16, fp16=precision.fp16)
+
+    known, parts = fields(), []
+    for cls in config_classes():
+        try:
+            parts.append(cls(**{name: value for name, value in settings.items() if known[name][0] is cls}))
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{path}: {error}") from error
+    task, training, model = parts
+    return Recipe(Path(path), values, task, training, model, [precision.note] if precision.note else [])
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def dump(values: dict[str, Any], comment: str) -> str:
+    """Values as a launchable recipe."""
+    return f"# {comment}\n{LAUNCH_HEAD}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}{LAUNCH_TAIL}\n"
+
+
+def launch(file: str, name: str) -> None:
+    """Run the recipe `file` when it is the main script; the last line of every recipe calls this."""
+    if name == "__main__":
+        import sys
+
+        from grpo_math.cli import main
+
+        sys.exit(main(["train", file, *sys.argv[1:]]))

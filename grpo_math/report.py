@@ -1,0 +1,242 @@
+"""What a run leaves to look at: metrics.jsonl, completions.jsonl, reward_curve.png, summary.json, printed tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+
+METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
+OUTPUTS = (METRICS, COMPLETIONS, CURVE, SUMMARY, "recipe.yaml", "heldout_before.json", "heldout_after.json")
+
+
+# --- during the run ---------------------------------------------------------------------------------------------------
+
+
+class RunRecorder(TrainerCallback):
+    """Writes a line of metrics and one group of completions at every log, and redraws the curve at every save.
+
+    Args:
+        folder: the run's output folder.
+        blind: accuracy of the best policy that ignores the target, drawn as a line; None where there is none.
+    """
+
+    def __init__(self, folder: Path, blind: float | None = None):
+        self.folder = folder
+        self.blind = blind
+        self.trainer: Any = None  # set by the run once the trainer exists
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            # After a resume, what lies beyond the checkpoint is written again.
+            for name in (METRICS, COMPLETIONS):
+                path = self.folder / name
+                kept = [line for line in read_jsonl(path) if line["step"] <= state.global_step] if path.exists() else []
+                path.write_text("".join(_line(line) for line in kept), encoding="utf-8")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs or "reward" not in logs:
+            return
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(_line({"step": state.global_step, **{k: _plain(v) for k, v in logs.items()}}))
+        with (self.folder / COMPLETIONS).open("a", encoding="utf-8") as file:
+            for record in self._one_group():
+                file.write(_line({"step": state.global_step, **record}))
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            draw_curve(self.folder, self.blind)
+
+    def _one_group(self) -> list[dict]:
+        # The trainer keeps the last generation batch for its own table; the first rows of it are one group.
+        logs = self.trainer._logs
+        size = self.trainer.num_generations
+        columns = [list(logs["prompt"])[:size], list(logs["completion"])[:size], list(logs["advantages"])[:size]]
+        rewards = {name: list(values)[:size] for name, values in logs["rewards"].items()}
+        return [
+            {
+                "prompt": prompt,
+                "completion": completion,
+                "rewards": {name: _plain(values[i]) for name, values in rewards.items()},
+                "advantage": _plain(advantage),
+            }
+            for i, (prompt, completion, advantage) in enumerate(zip(*columns, strict=True))
+        ]
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value; NaN and infinity, which JSON has not, become null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(record: dict) -> str:
+    return json.dumps(record, ensure_ascii=False, default=str) + "\n"
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The records of a JSONL file; a last line cut off by a crash is left out."""
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for i, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if i < len(lines) - 1:
+                raise ValueError(f"{path}, line {i + 1} is not JSON: {error}") from error
+    return records
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move an earlier run's outputs into `folder/earlier-N`, so that a new run neither mixes with nor deletes them."""
+    present = [folder / name for name in OUTPUTS if (folder / name).exists()]
+    present += sorted(folder.glob("checkpoint-*"))
+    if not present:
+        return None
+    number = 1 + max((int(p.name.split("-")[1]) for p in folder.glob("earlier-*")), default=0)
+    aside = folder / f"earlier-{number}"
+    aside.mkdir()
+    for path in present:
+        path.rename(aside / path.name)
+    return aside
+
+
+# --- the curve --------------------------------------------------------------------------------------------------------
+
+
+def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
+    """Draw `reward_curve.png` from `metrics.jsonl` (and the held-out accuracies of `summary.json`, when it is there).
+
+    Above: mean reward with its standard deviation over the batch, the best target-blind policy where the task has one,
+    held-out accuracy before and after. Below: share of zero-variance groups, mean completion length, KL.
+
+    Returns:
+        the file, or None when nothing has been logged yet.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = folder / METRICS
+    records = [r for r in read_jsonl(path) if r.get("reward") is not None] if path.exists() else []
+    if not records:
+        return None
+    steps = [r["step"] for r in records]
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+
+    rewards = [r["reward"] for r in records]
+    spread = [r.get("reward_std") or 0.0 for r in records]
+    marker = "o" if len(steps) == 1 else None
+    top.plot(steps, rewards, color="C0", marker=marker, label="mean training reward")
+    low = [m - s for m, s in zip(rewards, spread, strict=True)]
+    high = [m + s for m, s in zip(rewards, spread, strict=True)]
+    top.fill_between(steps, low, high, color="C0", alpha=0.15, label="± standard deviation in the batch")
+    if blind is not None:
+        top.axhline(blind, color="C3", linestyle="--", label=f"best target-blind policy ({blind:.2f})")
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).exists() else {}
+    for key, at in (("accuracy_before", 0), ("accuracy_after", summary.get("steps", steps[-1]))):
+        if summary.get(key):
+            point = summary[key]
+            error = [[point["value"] - point["low"]], [point["high"] - point["value"]]]
+            label = "held-out accuracy, sampled (95 %)" if at == 0 else None
+            top.errorbar([at], [point["value"]], yerr=error, fmt="s", color="C2", capsize=4, label=label)
+    top.set_ylabel("reward")
+    top.set_title(folder.resolve().name)
+    top.legend(loc="best", fontsize=8)
+
+    zero = [r.get("frac_reward_zero_std") for r in records]
+    bottom.plot(steps, zero, color="C1", marker=marker, label="zero-variance groups (share)")
+    bottom.set_ylim(-0.02, 1.02)
+    bottom.set_ylabel("share of groups")
+    bottom.set_xlabel("iteration (optimizer step)")
+    length = bottom.twinx()
+    length.plot(
+        steps, [r.get("completions/mean_length") for r in records], color="C4", marker=marker, label="completion length"
+    )
+    length.set_ylabel("tokens")
+    lines = bottom.get_lines() + length.get_lines()
+    if any(r.get("kl") is not None for r in records):
+        kl = bottom.twinx()
+        kl.spines["right"].set_position(("axes", 1.1))
+        lines += kl.plot(steps, [r.get("kl") for r in records], color="C5", label="KL to the reference")
+        kl.set_ylabel("nats per token")
+    bottom.legend(lines, [line.get_label() for line in lines], loc="best", fontsize=8)
+    figure.savefig(folder / CURVE, dpi=120)
+    return folder / CURVE
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table_before_after(summary: dict) -> Table:
+    """Held-out accuracy before and after, with 95 % intervals; by class; and the policy that ignores the target."""
+    table = Table(title=f"Held-out accuracy, {summary['heldout_n']} problems", title_justify="left")
+    for heading in ("", "before", "after"):
+        table.add_column(heading)
+
+    def cell(figure: dict | None) -> str:
+        return "-" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+    table.add_row("sampled (95 % interval)", cell(summary["accuracy_before"]), cell(summary["accuracy_after"]))
+    table.add_row("greedy (95 % interval)", cell(summary["greedy_before"]), cell(summary["greedy_after"]))
+    k = summary["heldout_generations"]
+    before, after = summary["by_kind_before"] or {}, summary["by_kind_after"] or {}
+    table.add_row(f"pass@{k}", *(_share(summary[key]) for key in ("pass_at_k_before", "pass_at_k_after")))
+    if len(after or before) > 1:
+        for kind in after or before:
+            table.add_row(f"sampled, {kind}", _share(before.get(kind)), _share(after.get(kind)))
+    if summary.get("blind") is not None:
+        table.add_row("best policy that ignores the target", _share(summary["blind"]), _share(summary["blind"]))
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def pick_samples(records: Sequence[dict], count: int = 3) -> list[int]:
+    """Evenly spaced held-out problems, the same ones before and after."""
+    count = min(count, len(records))
+    return [i * len(records) // count for i in range(count)]
+
+
+def print_samples(console: Console, before: Sequence[dict], after: Sequence[dict] | None, width: int = 600) -> None:
+    """Three sample completions before and after, with whether they are right."""
+    for i in pick_samples(before):
+        console.print(Text(f"Problem: {_shorten(prompt_text(before[i]['prompt']), width)}", style="bold"))
+        for name, records in (("before", before), ("after", after)):
+            if records is not None:
+                mark = "right" if records[i]["correct"][0] else "wrong"
+                console.print(Text(f"  {name} ({mark}): {_shorten(records[i]['sampled_completion'], width)}"))
+
+
+def prompt_text(prompt: str | list[dict]) -> str:
+    """A prompt for people: the last user turn of a conversation, or the string."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _shorten(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
+
+
+def print_summary(console: Console, folder: Path, summary: dict, samples: tuple[list, list | None] | None) -> None:
+    """The end of a run: samples, the table, and where everything is."""
+    if samples is not None:
+        print_samples(console, *samples)
+        console.print(table_before_after(summary))
+        if summary.get("blind") is not None:
+            console.print(Text(f"Ignoring the target: {summary['blind_how']}."))
+    console.print(Text(f"{summary['steps']} steps in {summary['seconds']:.0f} s of training."))
+    if (folder / CURVE).exists():
+        console.print(Text(f"Reward curve: {folder / CURVE}"))
+    console.print(Text(f"Model, metrics and completions: {folder}"))

@@ -1,0 +1,352 @@
+"""One run: a recipe in, a trained model and everything to judge it by out.
+
+Order: everything that can be wrong is checked, then rows, tokenizer and model are loaded, held-out accuracy is measured,
+the policy trains, held-out accuracy is measured again, and tables and plots are written. Ctrl-C during training finishes
+the step, saves a checkpoint and draws what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import get_peft_config
+from trl.models import unwrap_model_for_generation
+
+from grpo_math import models, report
+from grpo_math.evaluation import Accuracy, measure, prompt_ids
+from grpo_math.recipe import Recipe, RecipeError, dump
+from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
+from grpo_math.trainer import GRPOMathTrainer
+
+INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
+
+
+# --- checks and loading -----------------------------------------------------------------------------------------------
+
+
+def check_weights(recipe: Recipe, rewards: Sequence) -> None:
+    weights = recipe.training.reward_weights
+    if weights is not None and len(weights) != len(rewards):
+        raise RecipeError(
+            f"{recipe.path}: reward_weights has {len(weights)} numbers for {len(rewards)} rewards "
+            f"({', '.join(r.__name__ for r in rewards)}); give one weight a reward"
+        )
+
+
+def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: Any) -> int:
+    """Longest prompt in tokens. Raises RecipeError when it and the longest completion exceed the model's context."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    rows = problems.train + problems.heldout
+    ids = prompt_ids(tokenizer, [row["prompt"] for row in rows], recipe.training.chat_template_kwargs)
+    longest = max(range(len(rows)), key=lambda i: len(ids[i]))
+    length, new = len(ids[longest]), recipe.training.max_completion_length
+    if limit is not None and length + new > limit:
+        raise RecipeError(
+            f"{recipe.path}: a prompt of {length} tokens and max_completion_length {new} exceed the context of {limit} "
+            f"tokens of {recipe.model.model_name_or_path}. The prompt: "
+            f"{report.prompt_text(rows[longest]['prompt'])[:80]!r}... Lower max_completion_length or fewshot, or drop "
+            "the row."
+        )
+    return length
+
+
+def _conversational_without_template(recipe: Recipe, problems: Problems, tokenizer: Any) -> None:
+    if isinstance(problems.train[0]["prompt"], list) and tokenizer.chat_template is None:
+        raise RecipeError(
+            f"{recipe.path}: prompt_style: {recipe.task.prompt_style} is a conversation, and the tokenizer of "
+            f"{recipe.model.model_name_or_path} has no chat template. Use prompt_style: plain for a base model."
+        )
+
+
+def checkpoint_of(recipe: Recipe) -> str | None:
+    """The checkpoint to resume from: `resume_from_checkpoint: true` takes the last one of the output folder."""
+    wanted = recipe.training.resume_from_checkpoint
+    if not wanted or wanted == "false":
+        return None
+    if wanted is not True and wanted != "true":
+        if not Path(wanted).is_dir():
+            raise RecipeError(f"{recipe.path}: resume_from_checkpoint: there is no folder {wanted}")
+        return wanted
+    folder = Path(recipe.training.output_dir)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise RecipeError(
+            f"{recipe.path}: resume_from_checkpoint: {folder} holds no checkpoint; leave it out to start afresh, or "
+            "name a checkpoint's folder"
+        )
+    return last
+
+
+class Prepared:
+    """Everything a run needs, loaded and checked: the trainer, the rows and the held-out accuracy's reward."""
+
+    def __init__(self, recipe: Recipe):
+        task, args = recipe.task, recipe.training
+        self.recipe = recipe
+        self.folder = Path(args.output_dir)
+        rewards = resolve_rewards(task.rewards, task)
+        check_weights(recipe, rewards)
+        self.checkpoint = checkpoint_of(recipe)
+        (self.accuracy_reward,) = resolve_rewards([get_task(task.task).ACCURACY], task)
+        with args.main_process_first(desc="model and rows", local=False):
+            # One process fills the caches (built-in model, data set), the others read them.
+            self.tokenizer = models.load_tokenizer(recipe.model, args.trust_remote_code)
+            config = models.load_config(recipe.model, args.trust_remote_code)
+            self.problems = load_problems(task, self.tokenizer)
+        _conversational_without_template(recipe, self.problems, self.tokenizer)
+        self.longest_prompt = check_lengths(recipe, self.problems, self.tokenizer, config)
+
+        model = models.load_model(
+            recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
+        )
+        args.model_init_kwargs = None  # used above; the trainer gets the model itself
+        self.recorder = report.RunRecorder(self.folder, self.problems.blind and self.problems.blind[0])
+        self.interrupt = StopOnSignal()
+        self.trainer = GRPOMathTrainer(
+            model=model,
+            reward_funcs=rewards,
+            args=args,
+            train_dataset=Dataset.from_list(self.problems.train),
+            processing_class=self.tokenizer,
+            peft_config=get_peft_config(recipe.model),
+            callbacks=[self.recorder, self.interrupt],
+        )
+        self.recorder.trainer = self.interrupt.trainer = self.trainer
+        if recipe.model.use_peft:
+            models.float32_adapter(self.trainer.model)
+
+    def measure(self, label: str) -> Accuracy | None:
+        """Held-out accuracy of the policy as it is now; None when the recipe holds nothing out."""
+        task, args, trainer = self.recipe.task, self.recipe.training, self.trainer
+        if not self.problems.heldout:
+            return None
+        sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p}
+        with unwrap_model_for_generation(
+            trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
+        ) as model:
+            return measure(
+                model,
+                self.tokenizer,
+                self.problems.heldout,
+                self.problems.kinds,
+                self.accuracy_reward,
+                generations=task.heldout_generations,
+                batch_size=task.heldout_batch_size,
+                seed=task.task_seed,
+                max_new_tokens=args.max_completion_length,
+                sampling={**sampling, "eos_token_id": trainer.eos_token_ids},
+                chat_template_kwargs=args.chat_template_kwargs,
+                process=(trainer.accelerator.process_index, trainer.accelerator.num_processes),
+                label="" if args.disable_tqdm else label,
+            )
+
+
+def evaluate(recipe: Recipe) -> list[str]:
+    """Held-out accuracy of the recipe's model without training; lines to print.
+
+    Raises:
+        RecipeError: when the recipe holds nothing out.
+    """
+    if recipe.task.heldout_size == 0:
+        raise RecipeError(f"{recipe.path}: heldout_size: 0 leaves nothing to measure on; give a number of rows")
+    run = Prepared(recipe)
+    accuracy = run.measure("held-out")
+    lines = [
+        f"{recipe.model.model_name_or_path} on {accuracy.n} held-out problems of {recipe.task.task}:",
+        f"  sampled {accuracy.sampled}, greedy {accuracy.greedy} (95 % intervals), pass@{accuracy.k} "
+        f"{accuracy.pass_at_k:.3f}",
+    ]
+    if len(accuracy.by_kind) > 1:
+        lines.append("  " + ", ".join(f"{kind}: {share:.3f}" for kind, share in accuracy.by_kind.items()))
+    if run.problems.blind:
+        lines.append(f"  ignoring the target: {run.problems.blind[0]:.3f} ({run.problems.blind[1]})")
+    _end(run.trainer)
+    return lines
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C (or SIGTERM) during training: finish the step, save a checkpoint, stop. A second one stops at once."""
+
+    def __init__(self):
+        self.trainer: Any = None
+        self.received = False
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        try:
+            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: its owner handles signals
+            self._previous = {}
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number, frame):
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+        if self.trainer.accelerator.is_main_process:
+            print("\nStopping after this step, with a checkpoint. (Once more stops at once.)", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        received = self.received
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:  # all processes stop after the same step, whoever got the signal
+            flag = torch.tensor([float(received)], device=accelerator.device)
+            received = bool(accelerator.reduce(flag, reduction="sum").item())
+        if received:
+            self.stopped = True
+            control.should_save = True
+            control.should_log = True
+            control.should_training_stop = True
+        return control
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def train(recipe: Recipe) -> int:
+    """Run a recipe from beginning to end. Returns the exit code: 0, or 130 when Ctrl-C stopped the training.
+
+    Raises:
+        RecipeError, TaskError, ModelError: for anything wrong with the recipe, the data or the model's name, before
+            any long work.
+    """
+    run = Prepared(recipe)
+    trainer, folder = run.trainer, run.folder
+    main = trainer.accelerator.is_main_process
+    console = Console(highlight=False, soft_wrap=True, quiet=not main)
+    folder.mkdir(parents=True, exist_ok=True)
+    if main:
+        aside = None if run.checkpoint else report.set_aside(folder)
+        if aside is not None:
+            console.print(f"An earlier run's files are now in {aside}.")
+        text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: accelerate launch {folder / 'recipe.yaml'}")
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    for line in describe(run):
+        console.print(line)
+
+    before, before_records = _before(run, main)
+    started, first_step = time.perf_counter(), None
+    try:
+        first_step = trainer.state.global_step
+        trainer.train(resume_from_checkpoint=run.checkpoint)
+    finally:
+        run.interrupt.restore()
+        if main:
+            report.draw_curve(folder, run.recorder.blind)
+    seconds = time.perf_counter() - started
+    if run.interrupt.stopped:
+        last = folder / f"checkpoint-{trainer.state.global_step}"
+        console.print(f"Stopped after step {trainer.state.global_step} (of {trainer.state.max_steps}). Checkpoint: {last}")
+        console.print(f"Reward curve so far: {folder / report.CURVE}")
+        console.print(f"Go on with: accelerate launch {folder / 'recipe.yaml'} --resume_from_checkpoint true")
+        _end(trainer)
+        return INTERRUPTED
+    trainer.save_model(str(folder))
+    after = run.measure("after")
+    if main:
+        summary = summarise(run, before, after, seconds, trainer.state.global_step - (first_step or 0))
+        (folder / report.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if after is not None:
+            _write_records(folder / "heldout_after.json", after)
+        report.draw_curve(folder, run.recorder.blind)
+        samples = (before_records, after.records) if after is not None and before_records is not None else None
+        report.print_summary(console, folder, summary, samples)
+    if after is not None and recipe.training.report_to not in ([], "none", ["none"]):
+        trainer.log({"heldout/accuracy": after.sampled.value, "heldout/greedy": after.greedy.value})
+    _end(trainer)
+    return 0
+
+
+def describe(run: Prepared) -> list[str]:
+    """What is about to run, in a few lines."""
+    recipe, args, trainer = run.recipe, run.recipe.training, run.trainer
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in trainer.model.parameters())
+    batch = args.generation_batch_size
+    return [
+        f"{recipe.path.name}: {recipe.model.model_name_or_path}, {total / 1e6:.2f} M parameters, "
+        f"{trainable / 1e6:.2f} M trained, on {args.device} ({args.world_size} process{'es' * (args.world_size > 1)}).",
+        f"Task {recipe.task.task}, prompt style {recipe.task.prompt_style}: {len(run.problems.train)} training rows, "
+        f"{len(run.problems.heldout)} held out, longest prompt {run.longest_prompt} tokens.",
+        f"Each generation: {batch // args.num_generations} prompts x {args.num_generations} completions of at most "
+        f"{args.max_completion_length} tokens; loss {args.loss_type}, beta {args.beta}.",
+        *recipe.notes,
+    ]
+
+
+def _before(run: Prepared, main: bool) -> tuple[dict | None, list[dict] | None]:
+    """Held-out accuracy before training; a resumed run reads what its beginning measured."""
+    kept = run.folder / "heldout_before.json"
+    if run.checkpoint and kept.exists():
+        stored = json.loads(kept.read_text(encoding="utf-8"))
+        return stored["figures"], stored["records"]
+    before = run.measure("before")
+    if before is None:
+        return None, None
+    if main:
+        _write_records(kept, before)
+    return _figures(before), before.records
+
+
+def _figures(accuracy: Accuracy) -> dict:
+    return {
+        "accuracy": accuracy.sampled.as_dict(),
+        "greedy": accuracy.greedy.as_dict(),
+        "pass_at_k": accuracy.pass_at_k,
+        "by_kind": accuracy.by_kind,
+    }
+
+
+def _write_records(path: Path, accuracy: Accuracy) -> None:
+    content = {"figures": _figures(accuracy), "records": accuracy.records}
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def summarise(run: Prepared, before: dict | None, after: Accuracy | None, seconds: float, steps: int) -> dict:
+    """The content of summary.json. Accuracies are `{"value", "low", "high"}` with 95 % intervals, or null."""
+    last = _figures(after) if after is not None else {}
+    first = before or {}
+    history = [r["reward"] for r in run.trainer.state.log_history if r.get("reward") is not None]
+    blind = run.problems.blind
+    return {
+        "task": run.recipe.task.task,
+        "recipe": run.recipe.path.name,
+        "model": run.recipe.model.model_name_or_path,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "world_size": run.recipe.training.world_size,
+        "heldout_n": len(run.problems.heldout),
+        "heldout_generations": run.recipe.task.heldout_generations,
+        **{f"{name}_{when}": figures.get(name) for name in ("accuracy", "greedy", "pass_at_k", "by_kind")
+           for when, figures in (("before", first), ("after", last))},
+        "blind": blind[0] if blind else None,
+        "blind_how": blind[1] if blind else None,
+        "reward_first": history[0] if history else None,
+        "reward_last": history[-1] if history else None,
+    }  # fmt: skip
+
+
+def _end(trainer: Any) -> None:
+    if hasattr(trainer, "end"):  # transformers >= 5.18: finishes trackers and the process group
+        trainer.end()
+    elif torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

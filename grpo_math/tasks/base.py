@@ -1,0 +1,278 @@
+"""What every task shares: its settings, reading rows from the hub or a local copy, and the prompt styles.
+
+A task is a module with these names (see `countdown.py`, `gsm8k.py`):
+
+    ACCURACY, DEFAULT_REWARDS     names of reward functions: the one that evaluation counts, those a recipe gets by default
+    load_rows(config)             -> (training rows, held-out rows), lists of dicts, disjoint by content
+    problem_text(row)             -> the problem in words
+    ANSWER_NOTE                   what the answer looks like, one sentence for the prompt
+    example(row)                  -> Example for few-shot prompts
+    columns(row)                  -> the columns that the reward functions see
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+PromptStyle = Literal["think", "think_prefill", "boxed", "hash", "plain", "compact"]
+
+
+class TaskError(ValueError):
+    """Rows that cannot be read or are not what the task needs, or a setting that it does not know. The message names
+    the place, the value and the fix."""
+
+
+@dataclass
+class TaskConfig:
+    """The task's part of a recipe: which rows, how they are put to the model, and what is rewarded."""
+
+    task: str = field(default="gsm8k", metadata={"help": "Name of the task: gsm8k or countdown."})
+    dataset_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Local folder, JSONL/JSON or parquet file to read instead of the hub data set; for countdown also "
+            "`generated`. Environment variables GRPO_MATH_GSM8K and GRPO_MATH_COUNTDOWN do the same."
+        },
+    )
+    prompt_style: PromptStyle = field(
+        default="think",
+        metadata={"help": "How a problem is put to the model: think, think_prefill, boxed, hash, plain or compact."},
+    )
+    fewshot: int = field(
+        default=0, metadata={"help": "Worked examples in front of each problem, taken from the training rows."}
+    )
+    rewards: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions: names from grpo_math.rewards or dotted import paths. Weighted by reward_weights."
+        },
+    )
+    train_size: int | None = field(default=None, metadata={"help": "Train on this many rows at most (default: all)."})
+    heldout_size: int = field(
+        default=200,
+        metadata={"help": "Rows kept out of training, on which accuracy is measured before and after. 0: no measuring."},
+    )
+    heldout_generations: int = field(
+        default=4, metadata={"help": "Sampled completions per held-out problem (and one greedy one)."}
+    )
+    heldout_batch_size: int = field(default=64, metadata={"help": "Completions generated at once when measuring."})
+    task_seed: int = field(default=0, metadata={"help": "Seed of the generator, the split and the examples."})
+    countdown_operands: list[int] = field(
+        default_factory=lambda: [3, 4], metadata={"help": "Generator: how many numbers a problem has, 2 to 4."}
+    )
+    countdown_min: int = field(default=1, metadata={"help": "Generator: smallest number."})
+    countdown_max: int = field(default=99, metadata={"help": "Generator: largest number."})
+    countdown_operators: str = field(default="+-*/", metadata={"help": "Generator: operators that solutions use."})
+    countdown_target_min: int = field(default=1, metadata={"help": "Generator: smallest target."})
+    countdown_target_max: int = field(default=100, metadata={"help": "Generator: largest target."})
+    countdown_unique: bool = field(
+        default=False,
+        metadata={"help": "Generator: keep only targets that one combination of operators reaches."},
+    )
+    countdown_balance: Literal["numbers", "classes", "none"] = field(
+        default="none",
+        metadata={"help": "Generator: how solutions are balanced over operators; see grpo_math.tasks.countdown."},
+    )
+
+    def __post_init__(self):
+        for name in ("fewshot", "heldout_size"):
+            if getattr(self, name) < 0:
+                raise TaskError(f"{name}: {getattr(self, name)} must be 0 or more")
+        for name in ("heldout_generations", "heldout_batch_size"):
+            if getattr(self, name) < 1:
+                raise TaskError(f"{name}: {getattr(self, name)} must be 1 or more")
+        if self.train_size is not None and self.train_size < 1:
+            raise TaskError(f"train_size: {self.train_size} must be 1 or more (leave it out for all rows)")
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class RawRows(NamedTuple):
+    """Rows as read, and where they came from (for messages)."""
+
+    rows: list[dict]
+    source: str
+
+
+def read_rows(
+    config: TaskConfig, hub: tuple[str, str | None], split: str, env: str, wanted: str, file_stem: str | None = None
+) -> RawRows:
+    """Read one split from `dataset_path`, else from the folder or file named by `env`, else from the hub.
+
+    Args:
+        config: the recipe's task settings.
+        hub: data set name and configuration on the hub.
+        split: split name on the hub; in a local folder the file `<split>.jsonl`, `.json` or `.parquet`.
+        env: environment variable that may name a local copy.
+        wanted: the columns that the task needs, for messages.
+        file_stem: file name without ending in a local folder, where it differs from `split`.
+
+    Raises:
+        TaskError: with what was tried and how to point at a local copy.
+    """
+    local = config.dataset_path or os.environ.get(env)
+    if local is not None:
+        return _read_local(Path(local).expanduser(), file_stem or split, wanted, "dataset_path" if config.dataset_path else env)
+    from datasets import load_dataset
+
+    name, subset = hub
+    try:
+        rows = load_dataset(name, subset, split=split)
+    except Exception as error:  # datasets raises many types for one fact: the hub could not be read
+        raise TaskError(
+            f"could not load {name} ({subset or 'default'}, split {split}) through `datasets`: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''} -- offline? Point at a local copy with {wanted}: "
+            f"`--dataset_path FOLDER_OR_FILE` (JSONL or parquet) or the environment variable {env}."
+        ) from error
+    return RawRows(rows.to_list(), f"{name}, split {split}")
+
+
+def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
+    if path.is_dir():
+        for ending in ("jsonl", "json", "parquet"):
+            if (path / f"{stem}.{ending}").is_file():
+                path = path / f"{stem}.{ending}"
+                break
+        else:
+            raise TaskError(f"{given_by}: the folder {path} has no {stem}.jsonl, {stem}.json or {stem}.parquet")
+    if not path.is_file():
+        raise TaskError(f"{given_by}: there is no file or folder {path} (a JSONL or parquet file with {wanted})")
+    from datasets import disable_progress_bars, enable_progress_bars, load_dataset
+
+    kind = "parquet" if path.suffix == ".parquet" else "json"
+    if path.stat().st_size == 0:
+        raise TaskError(f"{path} is empty: it must hold rows with {wanted}")
+    disable_progress_bars()
+    try:
+        rows = load_dataset(kind, data_files=str(path), split="train")
+    except Exception as error:  # as above: one fact, many exception types
+        raise TaskError(
+            f"could not read {path} as {kind} with {wanted}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        enable_progress_bars()
+    return RawRows(rows.to_list(), str(path))
+
+
+def split_rows(
+    rows: list[dict], key: Callable[[dict], Hashable], config: TaskConfig, source: str
+) -> tuple[list[dict], list[dict]]:
+    """A seeded split into training and held-out rows that share no content: equal keys fall on the same side."""
+    if not rows:
+        raise TaskError(f"{source} has no rows")
+    keys = sorted({key(row) for row in rows}, key=repr)
+    random.Random(config.task_seed).shuffle(keys)
+    if config.heldout_size >= len(keys):
+        raise TaskError(
+            f"heldout_size: {config.heldout_size} leaves nothing to train on, {source} has {len(keys)} distinct rows"
+        )
+    held_keys = set(keys[: config.heldout_size])
+    heldout, train, seen = [], [], set()
+    for row in rows:
+        if key(row) not in held_keys:
+            train.append(row)
+        elif key(row) not in seen:
+            seen.add(key(row))
+            heldout.append(row)
+    return subsample(train, config.train_size, config.task_seed), heldout
+
+
+def subsample(rows: list[dict], size: int | None, seed: int) -> list[dict]:
+    """At most `size` rows, drawn with `seed`, in their order."""
+    if size is None or size >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), size))]
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """One worked example: the problem in words, the reasoning, the final answer."""
+
+    problem: str
+    reasoning: str
+    answer: str
+
+
+THINK_SYSTEM = (
+    "You solve problems carefully. First think about the problem inside <think> and </think>, then give only the final "
+    "answer inside <answer> and </answer>."
+)
+THINK_PREFILL = "<think>"
+# A base model goes on to write the next problem; what follows this mark is not part of its answer.
+PLAIN_STOP = "\nProblem:"
+
+
+def style_instruction(style: str) -> str:
+    """The sentence that asks for the style's answer format, appended to the problem."""
+    return {
+        "think": "Show your work in <think> </think> and give the final answer in <answer> </answer>.",
+        "think_prefill": "Show your work in <think> </think> and give the final answer in <answer> </answer>.",
+        "boxed": "Reason step by step and put the final answer within \\boxed{}.",
+        "hash": "Reason step by step and end with a line that holds '#### ' and the final answer.",
+    }[style]
+
+
+def worked_solution(style: str, example: Example) -> str:
+    """An example's solution in the style's answer format."""
+    return {
+        "think": f"<think>{example.reasoning}</think>\n<answer>{example.answer}</answer>",
+        "think_prefill": f"<think>{example.reasoning}</think>\n<answer>{example.answer}</answer>",
+        "boxed": f"{example.reasoning}\n\\boxed{{{example.answer}}}",
+        "hash": f"{example.reasoning}\n#### {example.answer}",
+        "plain": f"{example.reasoning} The answer is {example.answer}.",
+    }[style]
+
+
+def build_prompt(
+    style: str, problem: str, note: str, examples: Sequence[Example] = (), tokenizer: Any = None
+) -> str | list[dict[str, str]]:
+    """A problem as a TRL prompt.
+
+    Args:
+        style: `think`, `boxed`, `hash` give a conversation, which TRL renders with the model's chat template;
+            `think_prefill` gives that conversation already rendered to a string that ends in an open `<think>`, since
+            TRL does not continue an assistant turn; `plain` gives a string, "Problem: ... Solution:"; `compact` gives
+            the problem text as it is.
+        problem: the problem in words.
+        note: what the answer looks like, one sentence.
+        examples: worked examples, put in front as earlier turns (or earlier problems, for `plain`).
+        tokenizer: needed by `think_prefill` for its chat template.
+
+    Returns:
+        a string, or a list of messages `{"role", "content"}`.
+
+    Raises:
+        TaskError: for `think_prefill` with a tokenizer that has no chat template.
+    """
+    if style == "compact":
+        return problem
+    if style == "plain":
+        shown = [f"Problem: {e.problem}\nSolution: {worked_solution(style, e)}\n\n" for e in examples]
+        return f"{''.join(shown)}Problem: {problem}\nSolution:"
+    messages = [{"role": "system", "content": THINK_SYSTEM}] if style.startswith("think") else []
+    for e in examples:
+        messages.append({"role": "user", "content": f"{e.problem} {note} {style_instruction(style)}"})
+        messages.append({"role": "assistant", "content": worked_solution(style, e)})
+    messages.append({"role": "user", "content": f"{problem} {note} {style_instruction(style)}"})
+    if style != "think_prefill":
+        return messages
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise TaskError(
+            "prompt_style: think_prefill needs a tokenizer with a chat template, and this model has none. "
+            "Use prompt_style: plain for a base model."
+        )
+    messages.append({"role": "assistant", "content": THINK_PREFILL})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    # TRL tokenises a string prompt with special tokens, which would add a second BOS to the template's own.
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        text = text[len(bos) :]
+    return text
