@@ -1,0 +1,124 @@
+"""Decoding G completions of a prompt: the prompt is run once, and a finished row leaves the batch.
+
+transformers' `generate` prefills every row, so the same prompt G times, and keeps finished rows in the batch until the
+longest is done. [`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those
+of `generate`. Greedy output is identical and sampled output equal in law. The random numbers are dealt to the rows as
+transformers deals them, but a draw on the edge between two tokens can fall to the other side by round-off.
+
+>>> model.generate(**inputs, generation_config=config, custom_generate=decode)
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
+
+
+def why_not(generation_config: GenerationConfig) -> str | None:
+    """Why [`decode`] cannot stand in for transformers' loop under this configuration, or `None` when it can."""
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
+        return f"the generation mode is {mode.value}"
+    if generation_config.num_return_sequences not in (None, 1):
+        return "num_return_sequences is set"
+    for option in ("cache_implementation", "prefill_chunk_size", "return_dict_in_generate", "guidance_scale"):
+        if getattr(generation_config, option, None):
+            return f"{option} is set"
+    if generation_config.use_cache is False:
+        return "use_cache is False"
+    return None
+
+
+def _select(model_kwargs: dict, rows: torch.Tensor, batch_size: int) -> dict:
+    """The per-row tensors among the model's arguments (masks, positions), reduced to `rows`."""
+    return {
+        key: value[rows] if isinstance(value, torch.Tensor) and value.ndim and value.size(0) == batch_size else value
+        for key, value in model_kwargs.items()
+    }
+
+
+def can_select_rows(cache: Cache | None) -> bool:
+    """Whether every layer of a cache can drop and repeat rows (those of linear-attention layers cannot)."""
+    return cache is not None and all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    input_ids: torch.LongTensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    share_prefill: bool = True,
+    drop_finished: bool = True,
+    **model_kwargs,
+) -> torch.LongTensor:
+    """
+    Greedy or multinomial decoding that prefills each distinct prompt once and keeps only unfinished rows.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Decoder-only model.
+        input_ids (`torch.LongTensor` of shape `(B, P)`): Left-padded prompts; equal rows share their prefill.
+        logits_processor, stopping_criteria, generation_config: As `generate` prepares them.
+        share_prefill (`bool`, defaults to `True`): Whether to run each distinct prompt once.
+        drop_finished (`bool`, defaults to `True`): Whether to take finished rows out of the batch and the cache.
+        model_kwargs: As `generate` prepares them, with an empty `past_key_values`.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, P + T)`: T is the longest completion; shorter ones are padded.
+    """
+    batch_size = len(input_ids)
+    rows = torch.arange(batch_size, device=input_ids.device)  # which rows the model still runs
+    pad_token_id = 0 if generation_config.pad_token_id is None else generation_config.pad_token_id
+
+    attention_mask = model_kwargs.get("attention_mask")
+    prefill_rows = expand = rows
+    if share_prefill and can_select_rows(model_kwargs.get("past_key_values")):
+        keys = input_ids if attention_mask is None else torch.cat([input_ids, attention_mask], dim=1)
+        distinct, expand = torch.unique(keys, dim=0, return_inverse=True)
+        prefill_rows = rows.new_full((len(distinct),), batch_size).scatter_reduce_(0, expand, rows, "amin")
+    inputs = model.prepare_inputs_for_generation(
+        input_ids[prefill_rows], is_first_iteration=True, **_select(model_kwargs, prefill_rows, batch_size)
+    )
+    outputs = model(**inputs, return_dict=True)
+    logits = outputs.logits[:, -1].to(dtype=torch.float32)  # (rows, V)
+    if len(prefill_rows) < batch_size:
+        outputs.past_key_values.batch_select_indices(expand)
+        logits = logits[expand]
+
+    finished = torch.zeros_like(rows, dtype=torch.bool)
+    while True:
+        # Over all rows, finished ones too: a processor may hold something of each row, and every row keeps its draws
+        scores = logits_processor(input_ids, logits.clone())
+        if generation_config.do_sample:
+            tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+        else:
+            tokens = scores.argmax(dim=-1)
+        input_ids = torch.cat([input_ids, tokens.masked_fill(finished, pad_token_id).unsqueeze(1)], dim=1)
+        finished = finished | stopping_criteria(input_ids, None)
+        if finished.all():
+            return input_ids
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        running = (~finished[rows]).nonzero().squeeze(1)
+        if drop_finished and len(running) < len(rows) and can_select_rows(model_kwargs["past_key_values"]):
+            model_kwargs["past_key_values"].batch_select_indices(running)
+            model_kwargs = _select(model_kwargs, running, len(rows))
+            rows = rows[running]
+        inputs = model.prepare_inputs_for_generation(input_ids[rows], next_sequence_length=1, **model_kwargs)
+        outputs = model(**inputs, return_dict=True)
+        logits[rows] = outputs.logits[:, -1].to(dtype=torch.float32)
+
+
+@contextmanager
+def decoding_with(model: torch.nn.Module, share_prefill: bool, drop_finished: bool):
+    """Inside the context `model.generate` decodes with [`decode`]; TRL passes no `custom_generate` of its own."""
+    loop: Callable = partial(decode, share_prefill=share_prefill, drop_finished=drop_finished)
+    model.generate = partial(model.generate, custom_generate=loop)
+    try:
+        yield
+    finally:
+        del model.generate

@@ -1,0 +1,148 @@
+"""The decoding loop: transformers' greedy output, its sampling law, each prompt run once, finished rows gone."""
+
+import itertools
+
+import pytest
+import torch
+from peft import LoraConfig
+from trainer_fixtures import ALL_OFF, tiny_model, tiny_tokenizer, train
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, set_seed
+
+from grpo_math.generation import decode, decoding_with, why_not
+
+BOTH = {"share_prefill": True, "drop_finished": True}
+
+
+def batch(*texts, repeats=3):
+    texts = [text for text in texts for _ in range(repeats)]
+    return dict(tiny_tokenizer()(texts, return_tensors="pt", padding=True))
+
+
+def config(**options):
+    defaults = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": [1, 4, 9, 15, 20]}
+    return GenerationConfig(**(defaults | options), disable_compile=True)
+
+
+def tiny_gpt2():
+    set_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=23, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3)
+    ).eval()
+
+
+def sliding():
+    return tiny_model(use_sliding_window=True, sliding_window=6, max_window_layers=1).eval()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: tiny_model().eval(), tiny_gpt2, sliding], ids=["rotary", "absolute", "sliding"]
+)
+@pytest.mark.parametrize(("share", "drop"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.5}, {"min_new_tokens": 4}], ids=str)
+def test_greedy_output_is_transformers_own(make, share, drop, options):
+    model, inputs = make(), batch("w1 w2 w3 w4 w5", "w7", "w9 w3 w3", "w2 w2 w11 w12")
+    theirs = model.generate(**inputs, generation_config=config(**options))
+    with decoding_with(model, share, drop):
+        ours = model.generate(**inputs, generation_config=config(**options))
+    assert torch.equal(ours, theirs)
+    padded = (theirs[:, inputs["input_ids"].size(1) :] == 0).any(dim=1)
+    assert 0 < padded.sum() < len(padded)  # some rows finish early
+
+
+def test_each_distinct_prompt_is_run_once_and_finished_rows_leave():
+    model, inputs = tiny_model().eval(), batch("w1 w2 w3", "w7 w4 w9", repeats=4)
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    set_seed(0)
+    with decoding_with(model, **BOTH):
+        output = model.generate(
+            **inputs, generation_config=config(do_sample=True, max_new_tokens=24, eos_token_id=[1])
+        )
+    lengths = [(row != 1).int().cumprod(0).sum().item() + 1 for row in output[:, 3:]]
+    assert shapes[0] == (2, 3)
+    running = [sum(length > step for length in lengths) for step in range(1, len(shapes))]
+    assert [rows for rows, _ in shapes[1:]] == running
+    assert all(columns == 1 for _, columns in shapes[1:])
+    assert running[-1] < 8
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"top_k": 5}], ids=str)
+def test_sampled_output_has_transformers_law(options):
+    """Frequencies of all two-token continuations of two prompts against their exact probabilities."""
+    model, draws = tiny_model(vocab_size=6, initializer_range=0.2).eval(), 4000
+    inputs = {"input_ids": torch.tensor([[0, 3], [4, 5]]).repeat_interleave(draws, dim=0)}
+    inputs["attention_mask"] = torch.tensor([[0, 1], [1, 1]]).repeat_interleave(draws, dim=0)
+    temperature, top_k = options.get("temperature", 1.0), options.get("top_k", 6)
+    set_seed(1)
+    with decoding_with(model, **BOTH):
+        sampled = model.generate(
+            **inputs,
+            generation_config=config(do_sample=True, max_new_tokens=2, eos_token_id=[1], **({"top_k": 0} | options)),
+        )
+
+    def next_probabilities(ids):
+        logits = model(torch.tensor([ids])).logits[0, -1] / temperature
+        logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
+        return logits.softmax(0)
+
+    for i, prompt in enumerate(([3], [4, 5])):
+        outcomes = sampled[i * draws : (i + 1) * draws, 2:].tolist()
+        first = next_probabilities(prompt)
+        statistic = cells = 0
+        for a, b in itertools.product(range(6), range(6)):
+            if a == 1:  # the end: the second token is padding
+                probability = first[1].item() if b == 0 else 0.0
+            else:
+                probability = (first[a] * next_probabilities([*prompt, a])[b]).item()
+            count = outcomes.count([a, b])
+            if probability * draws < 5:
+                assert count <= 20
+                continue
+            statistic += (count - probability * draws) ** 2 / (probability * draws)
+            cells += 1
+        assert cells >= 4
+        assert statistic < cells + 4 * (2 * cells) ** 0.5  # chi-square: mean `cells`, variance twice that
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"num_beams": 2}, "beam_search"),
+        ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"use_cache": False}, "use_cache"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences"),
+        ({"prefill_chunk_size": 4}, "prefill_chunk_size"),
+    ],
+)
+def test_other_kinds_of_generation_are_left_to_transformers(options, reason):
+    assert reason in why_not(config(**options))
+    assert why_not(config()) is None
+
+
+def test_generate_is_given_back_also_after_an_error():
+    model = tiny_model()
+    with decoding_with(model, **BOTH):
+        assert model.generate.keywords["custom_generate"].func is decode
+    assert "generate" not in vars(model)
+    with pytest.raises(AttributeError), decoding_with(model, **BOTH):
+        model.generate(input_ids="no tensor")
+    assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_trainer_generates_the_same_greedy_completions(tmp_path, adapter):
+    kwargs = {"peft_config": LoraConfig(r=4, init_lora_weights=False)} if adapter else {}
+    greedy = {"generation_kwargs": {"do_sample": False}, "trainer_kwargs": kwargs, "max_completion_length": 20}
+    theirs = train(False, tmp_path, **greedy)
+    ours = train(True, tmp_path, **greedy, **(ALL_OFF | BOTH))
+    assert list(ours._logs["completion"]) == list(theirs._logs["completion"])
+    assert len(set(theirs._logs["completion"])) > 1
+
+
+def test_the_trainer_leaves_beam_search_to_transformers_and_says_so_once(tmp_path, caplog):
+    train(True, tmp_path, generation_kwargs={"num_beams": 2}, max_steps=2)
+    said = [record.message for record in caplog.records if "share_prefill and drop_finished" in record.message]
+    assert len(said) == 1
+    assert "beam" in said[0]

@@ -1,0 +1,141 @@
+"""What the trainer's tests share: a tiny model and tokenizer built on the spot, prompts, rewards, gradient capture."""
+
+import gc
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
+
+gc.freeze()  # every `train()` collects garbage, which takes ten times as long as the tiny step if it walks the imports
+
+WORDS = [f"w{i}" for i in range(20)]
+ALL_OFF = dict.fromkeys(
+    ("skip_zero_advantage", "trim_padding", "sort_by_length", "compact_lm_head", "share_prefill", "drop_finished"),
+    False,
+)
+# Sampling draws other random numbers with these, so gradients can only be compared without them
+STOCK_GENERATION = {"share_prefill": False, "drop_finished": False}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(seed: int = 0, **overrides) -> Qwen2ForCausalLM:
+    set_seed(seed)
+    config = Qwen2Config(
+        **{
+            "vocab_size": len(WORDS) + 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.3,  # far from uniform, so that ratios and divergences are not all near zero
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": None,
+        }
+        | overrides
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def prompts(count: int = 16) -> Dataset:
+    """Prompts of 2 to 9 words. Every second one has equal rewards for all completions (`"dead"`)."""
+    rows = [
+        {"prompt": " ".join(WORDS[(i * 7 + j) % 20] for j in range(2 + (i * 3) % 8)), "dead": bool(i % 2)}
+        for i in range(count)
+    ]
+    return Dataset.from_list(rows)
+
+
+def reward(completions, dead, **kwargs):
+    """Between 0 and 1, a function of the words alone; always 0.5 on a dead prompt."""
+    scores = [len(set(text.split())) / 16 + (len(text) % 5) / 8 for text in completions]
+    return [0.5 if is_dead else score for score, is_dead in zip(scores, dead, strict=True)]
+
+
+def live_reward(completions, **kwargs):
+    return reward(completions, [False] * len(completions))
+
+
+class Gradients(TrainerCallback):
+    """The accumulated gradient at every optimizer step, as one float64 vector each."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        grads = [p.grad for p in model.parameters() if p.requires_grad]
+        self.steps.append(torch.cat([torch.zeros(1) if g is None else g.detach().double().flatten() for g in grads]))
+
+
+def train(
+    math: bool,
+    output_dir,
+    model=None,
+    dataset=None,
+    reward_funcs=reward,
+    trainer_kwargs=None,
+    resume_from=None,
+    **options,
+):
+    """Trains the tiny model with TRL's pair or ours; returns the trainer, with `gradients` on it."""
+    arguments = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "max_steps": 1,
+        "optim": "sgd",  # Adam would turn round-off in a small gradient into a step of full size
+        "learning_rate": 0.5,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "beta": 0.0,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "seed": 3,
+    } | options
+    config = (GRPOMathConfig if math else GRPOConfig)(**arguments)
+    gradients = Gradients()
+    trainer = (GRPOMathTrainer if math else GRPOTrainer)(
+        model=tiny_model() if model is None else model,
+        reward_funcs=reward_funcs,
+        args=config,
+        train_dataset=prompts() if dataset is None else dataset,
+        processing_class=tiny_tokenizer(),
+        callbacks=[gradients],
+        **(trainer_kwargs or {}),
+    )
+    trainer.gradients = gradients.steps
+    trainer.train(resume_from_checkpoint=resume_from)
+    return trainer
+
+
+def relative_difference(ours, theirs) -> float:
+    """Largest relative L2 difference over the optimizer steps."""
+    assert len(ours) == len(theirs) > 0
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
