@@ -336,11 +336,11 @@ def test_countdown_examples_pay_full_reward(style):
     config = generated(prompt_style=style, fewshot=1)
     prompt = load_problems(config).train[0]["prompt"]
     shown = prompt.split("Solution:")[1].split("\n\nProblem:")[0] if style == "plain" else prompt[-2]["content"]
-    nums, target = [
+    nums, target = next(
         (row["nums"], row["target"])
         for row in countdown.load_rows(config)[0]
         if countdown.problem_text(row) in (prompt.split("Solution:")[0] if style == "plain" else prompt[-3]["content"])
-    ][0]
+    )
     completion = shown if style == "plain" else [{"role": "assistant", "content": shown}]
     assert resolve_rewards(None, config)[0](completions=[completion], nums=[nums], target=[target]) == [1.0]
 
