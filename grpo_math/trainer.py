@@ -15,6 +15,7 @@ import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from accelerate.logging import get_logger
@@ -124,12 +125,9 @@ class GRPOMathConfig(GRPOConfig):
             "help": "Rounds of fresh prompts, at most, to replace groups whose rewards are all equal. 0 is off."
         },
     )
-    kl_estimator: str | None = field(
+    kl_estimator: Literal["k1", "k2", "k3"] | None = field(
         default=None,
-        metadata={
-            "help": "KL estimator of the loss. Not set: TRL's importance-corrected k3.",
-            "choices": list(losses.KL_ESTIMATORS),
-        },
+        metadata={"help": "KL estimator of the loss. Not set: TRL's importance-corrected k3."},
     )
     kl_target: float | None = field(
         default=None,
