@@ -279,7 +279,8 @@ class GRPOMathTrainer(GRPOTrainer):
         }
 
         # A PEFT model that brings a trained adapter has that adapter as its reference; TRL copies it if beta is not 0
-        copy_adapter = self._reference_clipping and args.beta == 0.0 and is_peft_model(model)
+        copy_adapter = self._reference_clipping and args.beta == 0.0 and not isinstance(model, str)
+        copy_adapter = copy_adapter and is_peft_model(model)
         with _beta_as(args, 1.0 if copy_adapter else args.beta):
             super().__init__(model, reward_funcs, args, *others, **kwargs)
         self.beta = args.beta
