@@ -41,7 +41,7 @@ class Case:
 
 CASES = {
     "half_dead": Case("half of the groups dead, GSM8K prompts, completions of at most 48 tokens", True, 48),
-    "real_lengths": Case("none dead, GSM8K prompts, sampled completions of at most 160 tokens", False, 160),
+    "real_lengths": Case("none dead, GSM8K prompts, sampled completions of at most 128 tokens", False, 128),
     "nothing": Case(
         "nothing to save: none dead, prompts of 4 and completions of 64 tokens throughout", False, 64, True
     ),
