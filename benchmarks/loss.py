@@ -143,7 +143,10 @@ def identical_batches(names: list[str]) -> list[dict]:
         work = Path(temporary)
         for name in names:
             folder = work / name
-            folder.symlink_to(models.tiny_model_folder() if name == "tiny" else common.smollm2_folder(work))
+            if name == "tiny":
+                folder.symlink_to(models.tiny_model_folder())
+            else:
+                common.smollm2_folder(work)
             torch.save(make_batch(name, folder, work), work / f"{name}.pt")
             for beta in BETAS:
                 results = {}
