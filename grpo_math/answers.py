@@ -2,8 +2,8 @@ r"""The final answer of a completion as an exact number: where it is stated, and
 
 The rules, in the order in which they are applied:
 
-1. **Thinking is no answer.** Text inside `<think>...</think>` is not read; text before an unopened `</think>` and after
-   an unclosed `<think>` is thinking too.
+1. **Thinking is no answer.** Text inside `<think>...</think>` is not read; text before an unopened `</think>` and
+   after an unclosed `<think>` is thinking too.
 2. **The last marker wins.** A marker states an answer: `\boxed{18}`, `<answer>18</answer>`, `#### 18`, "the answer is
    18", `A: 18`. The last one in the text counts, whatever its form; one inside another is part of it
    (`<answer>\boxed{18}</answer>`). Bold (`**18**` and other markup around nothing but a number) is read only where no
@@ -11,12 +11,13 @@ The rules, in the order in which they are applied:
 3. **Hedging is no answer.** Two different values side by side (`18 or 20`, `5-6`, two boxes in a row): markers, or
    numbers in one marker, with nothing but white space, punctuation or a joining word between them. With prose between
    two markers the earlier one was a draft. The same value twice is one answer.
-4. **Nothing is nothing.** If the last marker is empty or holds no number, there is no answer; earlier ones do not stand in.
+4. **Nothing is nothing.** If the last marker is empty or holds no number, there is no answer; earlier ones do not
+   stand in.
 5. **Values are exact.** Separators, currency, units, `18.0`, `36/2`, `\frac{3}{4}`, `1.8 \times 10^1`, "eighteen" are
    spellings of a `Fraction`; a percent sign is a unit; a sign is never dropped; nothing is rounded.
 
-A real GSM8K solution ends in `She makes 9 * 2 = $<<9*2=18>>18 every day at the farmer's market.\n#### 18` (Cobbe et al.
-2021, arXiv 2110.14168).
+A real GSM8K solution ends in `She makes 9 * 2 = $<<9*2=18>>18 every day at the farmer's market.\n#### 18` (Cobbe et
+al. 2021, arXiv 2110.14168).
 
 ```python
 >>> from grpo_math.answers import extract
@@ -38,7 +39,7 @@ from typing import NamedTuple
 FORMS = ("boxed", "answer", "hash", "phrase", "a_colon", "bold")
 
 # A statement of a final answer is short. What lies further from its marker is not read, which bounds time and memory.
-_WINDOW = 400
+_WINDOW = 300
 _MAX_DIGITS = 400
 _MAX_EXPONENT = 400
 
@@ -50,8 +51,8 @@ class Extraction(NamedTuple):
         value (`Fraction` or `None`):
             The exact value; `None` unless `status` is `"ok"`.
         status (`str`):
-            `"ok"`; `"none"`: no marker; `"hedged"`: different values side by side; `"malformed"`: the last marker is empty
-            or holds no number.
+            `"ok"`; `"none"`: no marker; `"hedged"`: different values side by side; `"malformed"`: the last marker is
+            empty or holds no number.
         form (`str` or `None`):
             The form of the last marker (one of `FORMS`), or `"bare"`; `None` where there is none.
         span (`tuple[int, int]` or `None`):
@@ -87,7 +88,7 @@ class Reading(NamedTuple):
 
 
 Reader = Callable[[str, Marker, int], Reading | None]
-Decided = tuple[str, Reading]
+Stated = tuple[str, Reading]
 
 
 def extract(text: str, forms: Sequence[str] = FORMS, allow_bare: bool = False) -> Extraction:
@@ -110,24 +111,26 @@ def extract(text: str, forms: Sequence[str] = FORMS, allow_bare: bool = False) -
     Raises:
         `ValueError`: for an unknown form.
     """
-    allowed = check_forms(forms)
-    decided = first_decided(text, lambda visible: _decide(visible, allowed, allow_bare))
-    if decided is None:
+    stated = statement(text, check_forms(forms), allow_bare)
+    if stated is None:
         return Extraction(None, "none", None, None)
-    form, (value, status, span) = decided
-    if value is not None and type(value) is not Fraction:
-        value = Fraction(value)
-    return Extraction(value, status, form, span)
+    form, (value, status, span) = stated
+    return Extraction(None if value is None else Fraction(value), status, form, span)
 
 
-def first_decided(text: str, decide: Callable[[str], Decided | None]) -> Decided | None:
-    """Decide on the text without its thinking, and without what follows where it goes on to another problem.
+def statement(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
+    """What [`extract`] finds, as the form and the reading; a whole number may still be an `int`."""
+    return first_stated(text, lambda visible: _state(visible, forms, allow_bare))
+
+
+def first_stated(text: str, state: Callable[[str], Stated | None]) -> Stated | None:
+    """State the answer of the text without its thinking, and without what follows where it goes on to another problem.
 
     Only if nothing is stated before that place (a problem that is repeated before it is solved) all of it is read.
     """
     visible = hide_thinking(text) if isinstance(text, str) else ""
     stop = run_on(visible)
-    return (decide(visible[:stop]) if stop is not None else None) or decide(visible)
+    return (state(visible[:stop]) if stop is not None else None) or state(visible)
 
 
 def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset[str]:
@@ -144,18 +147,22 @@ def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset
 _ALL_FORMS = frozenset(FORMS)
 
 
-def _decide(text: str, forms: frozenset[str], allow_bare: bool) -> Decided | None:
-    decided = final_reading(text, markers_from_the_end(text, forms), _read)
-    if decided is None and ("phrase" in forms or "a_colon" in forms):
-        decided = final_reading(text, _labels_from_the_end(text, forms), _read)
-    if decided is None and "bold" in forms:
-        decided = final_reading(text, _bold_from_the_end(text), _read_bold)
-    if decided is None and allow_bare:
-        decided = _bare(text)
-    return decided
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
 
 
-def final_reading(text: str, markers: Iterator[Marker], read: Reader) -> Decided | None:
+def _state(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
+    stated = final_reading(text, markers_from_the_end(text, forms), _read)
+    if stated is None and ("phrase" in forms or "a_colon" in forms):
+        stated = final_reading(text, _last_labels(text, forms), _read)
+    if stated is None and "bold" in forms:
+        stated = final_reading(text, _last_bolds(text), _read_bold)
+    if stated is None and allow_bare:
+        stated = _bare(text)
+    return stated
+
+
+def final_reading(text: str, markers: Iterator[Marker], read: Reader) -> Stated | None:
     """The form and the reading of the last marker; the status is `"hedged"` where another value stands beside it.
 
     Args:
@@ -177,7 +184,7 @@ def final_reading(text: str, markers: Iterator[Marker], read: Reader) -> Decided
     else:
         return None
     if final.status == "ok" and (
-        _stands_beside(text, last, final, markers, read) or _MAYBE_OR.search(text, max(0, last.begin - 12), last.begin)
+        _offered_before(text, last.begin, final.value) or _stands_beside(text, last, final, markers, read)
     ):
         final = Reading(None, "hedged", final.span)
     return last.form, final
@@ -190,41 +197,60 @@ def _stands_beside(text: str, last: Marker, final: Reading, markers: Iterator[Ma
     """
     edge = last.begin
     for marker in markers:
-        if edge - marker.stop > _MAX_GAP and not (marker.form in _OPEN_FORMS and edge >= marker.start):
+        if edge - (marker.end if marker.closed else marker.start + _WINDOW) > _MAX_GAP:
             return False
         reading = read(text, marker, edge)
         if reading is None:
             continue
         # an open marker directly before a box or tag only introduces it: "the answer is \boxed{18}"
-        if reading.status == "malformed" and not marker.closed and not text[marker.start : edge].strip(_LEAD_IN):
+        if reading.value is None and not marker.closed and not text[marker.start : edge].strip(_LEAD_IN):
             edge = marker.begin
             continue
         end = marker.end if marker.closed else reading.span[1]
         if edge - end > _MAX_GAP or not _JOINING.fullmatch(text, end, edge):
             return False
-        if reading.status == "hedged" or (reading.status == "ok" and reading.value != final.value):
+        if reading.status == "ok":
+            hedged = reading.value != final.value
+        else:  # no value: only "or" makes it an offer, as in "\\boxed{?} or \\boxed{18}"
+            hedged = reading.status == "hedged" or _OR.search(text, end, edge) is not None
+        if hedged:
             return True
         edge = marker.begin
     return False
 
 
 _MAX_GAP = 100
+_OR = re.compile(r"\bor\b", re.I)
 _LEAD_IN = " \t\r\n*_`$:\\([{\"'"
-_OPEN_FORMS = frozenset(("hash", "phrase", "a_colon"))
 
-# Words that join two offers. The second group only leads in to the next one ("so the final answer is").
-_JOINERS = frozenset(
+# Words that join two offers, and words that only lead in to the second one ("so the final answer is").
+_JOINERS = _words(
     "or and to through till until vs versus either maybe perhaps possibly probably alternatively otherwise else also even "
-    "but could be might o ou oder und y e et и или або または 或 或者 和 및 또는".split()
+    "but could be might o ou oder und y e et и или або または 或 或者 和 및 또는"
 )
-_LEADS = (
-    "so thus therefore hence then finally the my a final correct answer result is text textbf mathrm quad br".split()
+_LEADS = _words(
+    "a so thus therefore hence then finally the my final correct answer result is that it text textbf mathrm quad br"
 )
 _JOINING = re.compile(
-    rf"(?:[\W_]*(?:\w+[\W_]+){{1,3}}?(?=or\b))?[\W_]*(?:(?:{'|'.join(sorted(_JOINERS | set(_LEADS)))})\b[\W_]*)*", re.I
+    r"(?:[\W_]*(?:[^\W_]+[\W_]+){1,3}?(?=or\b))?"  # a unit: 18 dollars or
+    rf"[\W_]*(?:(?:{'|'.join(sorted(_JOINERS | _LEADS))})\b[\W_]*)*",
+    re.I,
 )
-# "18 or \boxed{20}": the first offer has no marker
-_MAYBE_OR = re.compile(r"\b(?:or|either)\W{0,6}\Z", re.I)
+
+
+def _offered_before(text: str, at: int, value: int | Fraction) -> bool:
+    r"""Whether another value without a marker is joined to the marker at `at`: "18 or \boxed{20}"."""
+    near = text[max(0, at - 12) : at].lower()
+    if "or" not in near and "either" not in near:
+        return False
+    before = text[max(0, at - 40) : at].lower().rstrip(_LEAD_IN)
+    if before.endswith("either"):
+        return True
+    offer = _OFFER_BEFORE.search(before) if before.endswith(("or", "or the")) else None
+    return offer is not None and _plain_value(offer.group(1)) != value
+
+
+_OFFER_BEFORE = re.compile(r"(?<![\d.,])(-?\d{1,15}(?:,\d{3})*(?:\.\d{1,15})?)[^\d.!?\n]{0,24}\bor(?: the)?\Z")
 
 
 # --- thinking -----------------------------------------------------------------------------------------------------
@@ -239,41 +265,43 @@ def hide_thinking(text: str) -> str:
     Thinking is everything before an unopened `</think>`, between `<think>` and the next `</think>`, and after a
     `<think>` that is not closed.
     """
-    if "think" not in text and "think" not in text.lower():
+    if "<" not in text:
         return text
-    hidden: list[tuple[int, int]] = []
+    hidden: list[tuple[int, int, bool]] = []  # start, stop, whether anything is thought
     opened = None
     for tag in _THINK_TAG.finditer(text):
         if not tag.group(1):
-            opened = tag.start() if opened is None else opened
+            opened = opened or tag
         elif opened is None:
-            hidden = [(0, tag.end())]
+            hidden = [(0, tag.end(), True)]
         else:
-            hidden.append((opened, tag.end()))
+            hidden.append((opened.start(), tag.end(), bool(text[opened.end() : tag.start()].strip())))
             opened = None
     if opened is not None:
-        hidden.append((opened, len(text)))
+        hidden.append((opened.start(), len(text), True))
+    if not hidden:
+        return text
     pieces, at = [], 0
-    for start, stop in hidden:
-        pieces += (text[at:start], " ", "z" * (stop - start - 2), " ")
+    for start, stop, thought in hidden:
+        pieces += (text[at:start], " ", ("z" if thought else " ") * (stop - start - 2), " ")
         at = stop
     return "".join([*pieces, text[at:]])
 
 
 # A base model goes on with the next problem; what follows its heading answers another question.
-_RUN_ON = re.compile(r"\n\s*(?:\*\*|#+ )?(?:question|problem|q|user|human)\s?\d{0,3}\s?:", re.I)
+_RUN_ON = re.compile(r"\n[ \t]{0,8}(?:\*\*|#{1,6} )?(?:question|problem|q|user|human)\s?\d{0,3}\s?:", re.I)
 
 
 def run_on(text: str) -> int | None:
     """Where the text goes on to another problem, if it does."""
-    match = _RUN_ON.search(text) if ":" in text else None
+    match = _RUN_ON.search(text)
     return match.start() if match else None
 
 
 # --- markers ------------------------------------------------------------------------------------------------------
 
 # A text is read from its end. Before this many places that look like a marker, nothing is looked at any more.
-_MAX_MARKERS = 1000
+_MAX_MARKERS = 256
 
 _ANSWER_FORMS = frozenset(("answer", "phrase", "a_colon"))
 _OPEN_TAG = re.compile(r"<answer\b[^<>]{0,60}>", re.I)
@@ -287,55 +315,63 @@ _STATEMENT = re.compile(
         ) ["'*_`:：]{0,4}""",
     re.I | re.X,
 )
-_LINE_START = re.compile(r"(?:\A|\n)[\s#>*_-]{0,12}(?:(?:the|my|final|correct)\s+){0,3}\Z", re.I)
-_A_COLON = re.compile(r"A(?:\*\*)?[:：](?:\*\*)?")
+_LINE_START = re.compile(r"(?:\A|\n)[\s#>*_-]{0,12}(?:(?:the|my|final|correct)\s{1,3}){0,3}\Z", re.I)
+_BEFORE_A_COLON = re.compile(r"(?:\A|\n|[.!?)]\s|\b(?:or|and)\s)[\s#>*_-]{0,8}\Z", re.I)
+# "some say that the answer is 18" states nothing
+_DISTANCED = re.compile(
+    r"""\b(?: (?:some|people|others|many|you|they|someone|anyone|one)\b [^.!?,;\n]{0,24}
+              \b(?:say|think|claim|believe|argue|guess|assume|conclude|expect|get)s?
+          | (?:wrong|incorrect|false|mistake|error|not\ (?:true|right|correct))\b [^.!?,;\n]{0,16} \bthat
+          | (?:don't|doesn't|didn't|not)\ (?:think|believe|mean)
+          | (?:first|initial|original|previous|earlier|old|wrong|incorrect|other)
+       ) (?:\ (?:that|the|my|final|correct)){0,3} \ \Z""",
+    re.I | re.X,
+)
 
 
 def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
-    """The markers of a text other than bold, the last one first. A marker inside an `<answer>` tag is not one of its own.
+    """The markers of a text other than bold, the last one first; one inside an `<answer>` tag is part of the tag.
 
-    Each kind has its anchor, which is searched backwards: `\\boxed`, the word "answer", `####`, `A:`.
+    Each kind has an anchor that is searched backwards and from where it was found last, so that all searches together
+    read the text once: `\\boxed`, `\\fbox`, the word "answer", `####`, `A:`.
     """
     low = text.lower()
     if len(low) != len(text):  # one letter, the dotted capital I, becomes two
         low = text.replace("\u0130", "I").lower()
-    limit = len(text)
-    tag = limit
-    box = _last_box(low, limit) if "boxed" in forms else -1
+    box = low.rfind("\\boxed") if "boxed" in forms else -1
+    fbox = low.rfind("\\fbox") if "boxed" in forms else -1
     word = low.rfind("answer") if forms & _ANSWER_FORMS else -1
     hashes = text.rfind("####") if "hash" in forms else -1
     colon = text.rfind("A:") if "a_colon" in forms else -1
+    opening = len(text)
     for _ in range(_MAX_MARKERS):
-        at = max(box, word, hashes, colon)
+        at = limit = max(box, fbox, word, hashes, colon)
         if at < 0:
             return
         marker = None
-        limit = at
         if at == word:
             if text[at - 2 : at] == "</":
-                if tag > at:
-                    tag = low.rfind("<answer", 0, at)
-                if "answer" in forms:
-                    marker = _tag_at(text, at, tag)
+                if opening > at:
+                    opening = low.rfind("<answer", 0, at)
+                marker = _tag_at(text, low, at, opening) if "answer" in forms else None
             elif text[at - 1 : at] == "<":
-                if "answer" in forms and (opening := _OPEN_TAG.match(text, at - 1)):
-                    marker = Marker("answer", at - 1, opening.end(), opening.end(), opening.end(), True)
+                marker = _unclosed_tag_at(text, at - 1) if "answer" in forms else None
             else:
                 marker = _statement_at(text, at, forms)
-        elif at == box:
-            marker = _box_at(text, at)
         elif at == hashes:
-            start = at + 4
-            while at > 0 and text[at - 1] == "#":
-                at -= 1
-            marker = Marker("hash", at, start, len(text), len(text), False)
-        elif _LINE_START.search(text, max(0, at - 16), at):
-            marker = Marker("a_colon", at, at + 2, len(text), len(text), False)
+            marker = _hash_at(text, at)
+        elif at == colon:
+            if _BEFORE_A_COLON.search(text, max(0, at - 12), at):
+                marker = Marker("a_colon", at, at + 2, len(text), len(text), False)
+        else:
+            marker = _box_at(text, at)
         if marker is not None:
             yield marker
             limit = marker.begin
         if box >= limit:
-            box = _last_box(low, limit)
+            box = low.rfind("\\boxed", 0, limit)
+        if fbox >= limit:
+            fbox = low.rfind("\\fbox", 0, limit)
         if word >= limit:
             word = low.rfind("answer", 0, limit)
         if hashes >= limit:
@@ -344,8 +380,12 @@ def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
             colon = text.rfind("A:", 0, limit)
 
 
-def _last_box(low: str, limit: int) -> int:
-    return max(low.rfind("\\boxed", 0, limit), low.rfind("\\fbox", 0, limit))
+def _hash_at(text: str, at: int) -> Marker:
+    """The marker of four or more `#` that ends with the four at `at`."""
+    start = at + 4
+    while at > 0 and start - at < 16 and text[at - 1] == "#":
+        at -= 1
+    return Marker("hash", at, start, len(text), len(text), False)
 
 
 _BRACE = re.compile(r"\\[{}]|([{}])")
@@ -371,13 +411,21 @@ def _box_at(text: str, at: int) -> Marker | None:
     return Marker("boxed", at, start, start, start, True)
 
 
-def _tag_at(text: str, at: int, opened: int) -> Marker | None:
+def _tag_at(text: str, low: str, at: int, opened: int) -> Marker | None:
     """The `<answer>...</answer>` whose closing tag has its name at `at`, and whose opening tag is at `opened`."""
     closing = _CLOSE_TAG.match(text, at)
     opening = _OPEN_TAG.match(text, opened) if opened >= 0 else None
     if closing is None or opening is None or opening.end() > at - 2:
         return None
+    if low.rfind("</answer", opening.end(), at - 2) >= 0:  # that one closes it
+        return None
     return Marker("answer", opened, opening.end(), at - 2, closing.end(), True)
+
+
+def _unclosed_tag_at(text: str, at: int) -> Marker | None:
+    """An `<answer>` that nothing closes: a marker without content."""
+    opening = _OPEN_TAG.match(text, at)
+    return Marker("answer", at, opening.end(), opening.end(), opening.end(), True) if opening else None
 
 
 def _statement_at(text: str, at: int, forms: frozenset[str]) -> Marker | None:
@@ -390,53 +438,61 @@ def _statement_at(text: str, at: int, forms: frozenset[str]) -> Marker | None:
         return None
     if statement.lastgroup == "heading" and not _LINE_START.search(text, max(0, at - 40), at):
         return None
+    if form == "phrase" and _DISTANCED.search(text, max(0, at - 80), at):
+        return None
     return Marker(form, at, statement.end(), len(text), len(text), False)
 
 
-# Read only where nothing above is: labels in other languages and less common ones in English.
+# The forms below are read only where none of those above is, and only near the end: they are plain words and emphasis.
+_TAIL = 10_000
+
 _LABEL = re.compile(
-    r"""(?: (?:答案|答え|解答|正解|答|정답은?|답은?|الجواب|الإجابة|उत्तर)
-          | \b(?:ответ|відповідь|respuesta|réponse|reponse|resposta|risposta|antwort|odpowiedź|antwoord|cevap|svar)\b
+    r"""(?: (?:答案|答え|解答|正解|答|정답은?|답은?|الجواب|الإجابة|उत्तर|जवाब|คำตอบ|đáp\ án)
+          | \b(?:ответ|відповідь|respuesta|réponse|reponse|resposta|risposta|antwort|odpowiedź|antwoord|cevap|svar|jawaban)\b
             (?:\ (?:final|finale|correcta|correcte))?
-        ) (?: [*_]{0,2}\s?[:：=][*_]{0,2} | \s?(?:是|为|為|は|은|는) | \ (?:es|est|ist|è|é|is|är)\b )
-      | (?:^|(?<=[.!?]\ )) [#>*_\s]{0,8} (?:ans|result|final\ (?:result|total|value)|solution|total)\b [*_]{0,2}\s?[:=]
+        ) [*_]{0,2} (?: \s?[:：=][*_]{0,2} | \s?(?:是|为|為|は|은|는|คือ) | \ (?:es|est|ist|lautet|è|é|is|är|هو|là)\b )
+      | ^[#>*_ \t]{0,8} (?:ans|(?:final\ )?(?:result|value))\b [*_]{0,2} \s?[:=] [*_]{0,2}
     """,
     re.I | re.X | re.M,
 )
 
 
-def _labels_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
-    for found in reversed(deque(_LABEL.finditer(text), _MAX_MARKERS)):
-        form = "a_colon" if found.group().rstrip("*_")[-1] in ":：=" else "phrase"
+def _last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
+    """Labels in other languages and less common ones in English, the last one first."""
+    found = deque(_LABEL.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
+    for label in reversed(found):
+        form = "a_colon" if label.group().rstrip("*_")[-1] in ":：=" else "phrase"
         if form in forms:
-            yield Marker(form, found.start(), found.end(), len(text), len(text), False)
+            yield Marker(form, label.start(), label.end(), len(text), len(text), False)
 
 
 # Markup around one line that says nothing but a number: bold, italic, code, a heading, the last cell of a table's row.
 _BOLD = re.compile(
     r"""(?<![\w*_`]) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`][^*_`\n]{0,80}) (?P=mark) (?![\w*_`])
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
-      | <(?P<tag>b|strong|i|em|u|mark|code|h[1-6])> (?P<c>[^<\n]{1,80}) </(?P=tag)>
+      | <(?P<tag>b|strong|i|em|u|mark|code|h[1-6])> (?P<c>[^<\n]{0,80}) </(?P=tag)>
       | ^\#{1,6}[ ] (?P<d>[^\n]{1,80})$
-      | ^\|[^\n]*\| (?P<e>[^|\n]{1,80}) \|[ \t]*$
+      | ^\| [^\n]{0,200} \| (?P<e>[^|\n]{1,80}) \|[ \t]{0,8}$
+      | (?<![\w*]) \*\* (?P<f>) \*\* (?![\w*])
     """,
     re.I | re.X | re.M,
 )
 _LIST_NUMBER = re.compile(r"\s*\d{1,3}[.):]\s")
 
 
-def _bold_from_the_end(text: str) -> Iterator[Marker]:
-    for found in reversed(deque(_BOLD.finditer(text), _MAX_MARKERS)):
-        for group in "abcde":
-            start, stop = found.span(group)
-            if start >= 0 and not _LIST_NUMBER.match(text, start, stop):
-                yield Marker("bold", found.start(), start, stop, found.end(), True)
+def _last_bolds(text: str) -> Iterator[Marker]:
+    found = deque(_BOLD.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
+    for bold in reversed(found):
+        start, stop = next(bold.span(group) for group in "abcdef" if bold.start(group) >= 0)
+        if not _LIST_NUMBER.match(text, start, stop):
+            begin = start if bold.group("e") else bold.start()  # a table's rows do not stand side by side
+            yield Marker("bold", begin, start, stop, bold.end(), True)
 
 
 # --- reading a marker -----------------------------------------------------------------------------------------------
 
 _PLAIN = r"\$?(-?\$?(?:[1-9]\d{0,2}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?)"
-_PLAIN_CLOSED = re.compile(rf"\s*{_PLAIN}\s*")
+_PLAIN_CLOSED = re.compile(rf"\s{{0,40}}{_PLAIN}\s{{0,40}}")
 _PLAIN_OPEN = re.compile(rf"[ \t]*(?:\*\*)?{_PLAIN}(?:\*\*)?\.?[ \t]*(?=\n|\Z)")
 _OFFER_AFTER = re.compile(
     r"\s{0,20}(?:[,.;:(\s]{0,6}(?:or|and/or|to|vs|versus|maybe|perhaps|possibly|alternatively)\b\W{0,6}"
@@ -444,7 +500,8 @@ _OFFER_AFTER = re.compile(
     re.I,
 )
 _OR_AFTER = re.compile(
-    r"\s{0,8}(?:[a-z]{1,12}\s)?[,.;:(\s]{0,6}(?:or|and/or|to|vs|versus)\b\W{0,6}(?:maybe|perhaps|possibly|even)?\W{0,8}\d",
+    r"\s{0,8}(?:[a-z]{1,12}\s)?[,.;:(\s]{0,6}(?:or|and/or|to|vs|versus|maybe|perhaps|possibly)\b\W{0,6}"
+    r"(?:maybe|perhaps|possibly|even)?\W{0,8}\d",
     re.I,
 )
 _NESTED_FORMS = frozenset(("boxed", "hash", "phrase", "a_colon"))
@@ -470,11 +527,14 @@ def _read(text: str, marker: Marker, limit: int) -> Reading | None:
 
 
 def _read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
-    """Bold is an answer only if it is a number; other emphasis is prose."""
-    if _interpret(text, marker.start, marker.stop, closed=False) is None:
+    """Emphasis is an answer only if it begins with a number, or says that there is none; other emphasis is prose."""
+    start, stop = marker.start, marker.stop
+    reading = _interpret(text, start, stop, closed=False)
+    if reading is None or (
+        reading.status == "malformed" and start < stop and text[start:stop].lower() not in _NOTHING
+    ):
         return None
-    reading = _read(text, marker, limit)
-    return None if reading.status == "malformed" else reading
+    return _read(text, marker, limit)
 
 
 def _plain_value(number: str) -> int | Fraction:
@@ -501,30 +561,42 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
     first = _NOT_BLANK.search(text, start, stop)
     if first is None:
         return Reading(None, "malformed", (start, start))
-    own_line = "\n" not in text[start : first.start()]
-    if not own_line:
-        # the number may stand on the next line, if nothing else does
-        line = text.find("\n", first.start(), stop)
-        stop = stop if line < 0 else line
-    reading = _interpret(text, start, stop, closed=False)
-    if reading is None and marker.form == "hash" and not own_line:
+    if "\n" not in text[start : first.start(1)]:
+        reading = _interpret(text, start, stop, closed=False, ends=limit == len(text))
+        return _read_last_sentence(text, marker, start) if reading is None else reading
+    # Nothing stands on the marker's line. After `####` or `A:` that is nothing; after "The answer is:" or a heading the
+    # number may stand on the next line, alone.
+    if marker.form == "hash" or marker.start - marker.begin == 2:
         return Reading(None, "malformed", (start, start))
-    return reading
+    start = first.start(1)
+    if text.startswith("- ", start):  # an item of a list or a sign
+        return None
+    line = text.find("\n", start, stop)
+    reading = _interpret(text, start, stop if line < 0 else line, closed=False)
+    if reading is None:
+        return _read_last_sentence(text, marker, start)
+    return reading if reading.status != "malformed" else None
 
 
-_NOT_BLANK = re.compile(r"[^\s*_`:]")
+# what may stand between a marker and its number: white space, markup, the opening of a formula
+_NOT_BLANK = re.compile(r"(?:[\s*_`:>#$]|\\[\[(])*([^\s*_`:>#$])")
+_ONE_SENTENCE = re.compile(r"[^\n.?!]{0,120}(?:\.\d[^\n.?!]{0,40}){0,4}[.!]?\s{0,20}\Z")
+
+
+def _read_last_sentence(text: str, marker: Marker, start: int) -> Reading | None:
+    """`Answer: she makes $18 a day.`: one last sentence after a label, with a single number in it."""
+    if marker.form != "a_colon" or not _ONE_SENTENCE.match(text, start):
+        return None
+    reading = _interpret(text, start, len(text), closed=True)
+    return reading if reading is not None and reading.status == "ok" else None
 
 
 # --- numbers in text ------------------------------------------------------------------------------------------------
 
 
-def _either(words: str) -> str:
-    return "(?:" + "|".join(words.split()) + ")"
-
-
-_ONES = "one two three four five six seven eight nine".split()
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORD_VALUES = {
     "zero": 0,
     **{word: n for n, word in enumerate(_ONES, 1)},
@@ -539,16 +611,17 @@ _MAGNITUDES = {
     "trillion": 10**12,
     "dozen": 12,
 }
-_TO_99 = rf"(?:{_either(' '.join(_TENS))}(?:[\s-]{_either(' '.join(_ONES))})?|{_either(' '.join(_TEENS + _ONES))})"
+_SUFFIXES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}  # directly after a number: $1.8M
+_TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS + _ONES)})"
 _TO_999 = rf"{_TO_99}(?:\shundred(?:\s(?:and\s)?{_TO_99})?)?"
 _NUMBER_WORDS = rf"(?:zero|{_TO_999}(?:\s(?:thousand|million|billion),?(?:\s(?:and\s)?{_TO_999})?){{0,3}})\b(?!\sof\b)"
 
 _TOKEN = re.compile(
     rf"""
     (?P<newline> [^\S\n]*\n\s* | \\\\ )
-  | (?P<skip> \s+ | [$€£¥₹₽₩%"'`_\#~°“”‘’«»≈\u200b-\u200d\u2060\ufeff]
-      | ~~[^~\n]{{0,80}}~~ | <(?:del|s|strike)>[^<\n]{{0,80}}</(?:del|s|strike)>      # struck out
+  | (?P<skip> ~~[^~\n]{{0,80}}~~ | <(?:del|s|strike)>[^<\n]{{0,80}}</(?:del|s|strike)>  # struck out
       | \\x?(?:cancel|sout)\{{[^{{}}\n]{{0,80}}\}}
+      | \s+ | [$€£¥₹₽₩%"'`_\#~°“”‘’«»≈\u200b-\u200d\u2060\ufeff]
       | </?[A-Za-z][^<>\n]{{0,60}}> | <\|[^<>\n]{{0,40}}\|>                            # tags
       | \\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|hbox|underline|boxed|fbox|emph)\s*\{{
       | \\(?:left|right|displaystyle|quad|qquad|bf|rm|it|large|Large|circ|approx|sim|dots|ldots|degree|euro|pounds)\b
@@ -563,9 +636,9 @@ _TOKEN = re.compile(
   | (?P<power> \^\s?(?:\{{\s?[+-]?\d{{1,3}}\s?\}}|[+-]?\d{{1,3}}) | [⁰¹²³⁴-⁹]+ )
   | (?P<degree> \^\s?\{{?\s?(?:\\circ|\\text\{{[a-z]+\}}|[a-z]+)\s?\}}? )
   | (?P<frac> \\[dtc]?frac )
-  | (?P<op> [-+*/×÷⋅·∗∕⁄] | \\(?:times|cdot|ast|div)\b | (?<=[\d\s])[xX](?=[\s\d($]) )
+  | (?P<op> (?!\+/?-)[-+*/×÷⋅·∗∕⁄] | \\(?:times|cdot|ast|div)\b | (?<=[\d\s])[xX](?=[\s\d($]) )
+  | (?P<relation> [<>≠≤≥±∞^\\]+ | !+ | \+/?- )
   | (?P<equals> ==? | = )
-  | (?P<relation> [<>≠≤≥±!∞^\\]+ )
   | (?P<open> [(\[{{] ) | (?P<close> [)\]}}] )
   | (?P<entity> &(?:\#\d{{1,6}}|[a-zA-Z]{{2,8}}); )
   | (?P<sentence> [.?。] )
@@ -604,7 +677,7 @@ _TO_ASCII = _SameLength()
 Token = tuple[str, object, int, int]  # kind, value, start, stop
 
 
-def _tokenise(text: str, start: int, stop: int) -> list[Token]:
+def _tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
     piece = text[start:stop]
     if not piece.isascii():
         piece = piece.translate(_TO_ASCII)
@@ -624,7 +697,7 @@ def _tokenise(text: str, start: int, stop: int) -> list[Token]:
             char = html.unescape(found)
             if char.isspace() or unicodedata.category(char[0]) == "Sc":
                 continue
-            kind, value = ("op", char) if char in "-+*/×÷" + "".join(_DASHES) else ("other", char)
+            kind, value = ("op", char) if char in "-+*/×÷−–" else ("relation" if char.isalnum() else "other", char)
         if kind == "number":
             value = _number(found)
         elif kind == "fraction":
@@ -634,6 +707,10 @@ def _tokenise(text: str, start: int, stop: int) -> list[Token]:
             kind, value = "number", _number_of_words(found)
         elif kind == "word":
             value = found.lower()
+            if tokens and tokens[-1][0] == "number" and tokens[-1][3] == start + match.start():
+                value = _SUFFIXES.get(found, value)
+        elif kind == "relation" and found[0] == "!" and not closed:
+            kind = "sentence"  # "The answer is 18!" is no factorial
         elif kind == "op":
             value = _OPERATORS.get(found.lower(), found)
         elif kind == "power":
@@ -687,34 +764,33 @@ def _number_of_words(found: str) -> int:
 
 # --- what the words around a number mean -----------------------------------------------------------------------------
 
-_FILLERS = frozenset(
+_FILLERS = _words(
     "is are be a an the of that to just simply only exactly about approximately around roughly nearly almost therefore thus "
     "then so hence clearly now indeed definitely actually equal equals total final answer result usd eur gbp inr rs dollars "
-    "us cad aud still probably likely therefore approx ca value at text".split()
+    "us cad aud still probably likely therefore approx ca value at text"
 )
-_NOT = frozenset("not no never neither nor isn't cannot can't without except".split())
-_NOTHING = frozenset(
-    "unknown none nan null nil undefined inf infinity infinite impossible unclear n/a na missing empty".split()
-)
-_NUMBERED = frozenset(
-    "step steps question problem example part page chapter line note case figure table option no number q".split()
+_NOT = _words("not no never neither nor isn't cannot can't without except")
+_NOTHING = _words("unknown none nan null nil undefined inf infinity infinite impossible unclear n/a na missing empty")
+_NUMBERED = _words(
+    "step steps question problem example part page chapter line note case figure table option no number q"
 )
 _SIGNS = frozenset(("negative", "minus"))
+_ABBREVIATIONS = frozenset(("rs", "approx", "ca"))
 # "18 eggs in 2 days": the second number is not another offer
-_PREPOSITIONS = frozenset(
-    "in per for at of on from by after before with out over than every each within during times if".split()
-)
+_PREPOSITIONS = _words("in per for at of on from by after before with out over than every each within during times if")
 
 
-def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None:
+def _interpret(text: str, start: int, stop: int, closed: bool, ends: bool = True) -> Reading | None:
     """The number that a content states, or `None` where it is prose that states none.
 
     Args:
         closed (`bool`):
             Whether the content is all of a marker (box, tag) and so must hold one value, or the text that follows
             one, which states a number at its beginning and goes on.
+        ends (`bool`):
+            Whether nothing follows the content (and not a marker that may hold the second offer).
     """
-    tokens = _tokenise(text, start, stop)
+    tokens = _tokenise(text, start, stop, closed)
     n = len(tokens)
     malformed = Reading(None, "malformed", (start, stop if closed else start))
     i, prose, sign, numbered = 0, 0, 1, False
@@ -723,7 +799,7 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
         if kind == "word":
             if value in _NOT:
                 return malformed if closed else None
-            if value in _NOTHING:
+            if value in _NOTHING or value == "or":
                 return malformed
             numbered = value in _NUMBERED
             if value in _SIGNS:
@@ -734,7 +810,7 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
             prose, numbered = (0 if kind == "equals" or value in ":：" else prose), False
         elif kind == "relation":
             return malformed
-        elif kind in ("sentence", "newline") and not closed and (prose or i):
+        elif kind in ("sentence", "newline") and not closed and i and tokens[i - 1][1] not in _ABBREVIATIONS:
             break
         i += 1
     if prose and not closed:
@@ -746,7 +822,14 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
     if status == "ok":
         value *= sign
         status = _beside(tokens, j, value, closed, several=prose > 0)
+        if status == "ok" and ends and _trailing_or(tokens):
+            status = "malformed"  # the second offer is missing
     return Reading(value if status == "ok" else None, status, span)
+
+
+def _trailing_or(tokens: list[Token]) -> bool:
+    words = (value for kind, value, _, _ in reversed(tokens) if kind not in ("sentence", "comma", "newline"))
+    return next(words, None) == "or"
 
 
 def _starts_number(tokens: list[Token], i: int) -> bool:
@@ -930,7 +1013,7 @@ def _power(tokens: list[Token], value: int | Fraction, i: int) -> tuple[int | Fr
         if abs(exponent) > _MAX_POWER or (exponent < 0 and value == 0) or abs(value) > 10**20:
             return None, i + 1
         value, i = Fraction(value) ** exponent, i + 1
-    if i < len(tokens) and tokens[i][1] == "!":
+    if i < len(tokens) and tokens[i][:2] == ("relation", "!"):
         return None, i + 1
     while i < len(tokens) and tokens[i][0] == "word" and tokens[i][1] in _MAGNITUDES:
         value, i = value * _MAGNITUDES[tokens[i][1]], i + 1
@@ -946,8 +1029,11 @@ def _beside(tokens: list[Token], i: int, value: int | Fraction, closed: bool, se
     gap: list[Token] = []
     while i < len(tokens):
         kind = tokens[i][0]
-        if kind == "relation" and not gap:
-            return "malformed"  # 18 ± 1, 18!
+        if kind == "relation" and (closed or not any(token[0] == "word" for token in gap)):
+            return "malformed"  # 18 ± 1, 18!, 0.\\overline{3}
+        if kind == "op" and not gap and tokens[i][1] in ("+", "*") and tokens[i + 1 : i + 2]:
+            if tokens[i + 1][0] == "word":
+                return "malformed"  # 10 + John's age
         if _starts_number(tokens, i):
             if kind == "open":
                 inner, j = _expression(tokens, i + 1)
@@ -984,6 +1070,8 @@ def _is_offer(gap: list[Token], signed: bool, alone: bool, closed: bool) -> bool
             later = [token[1] for token in gap[ends[0] :] if token[0] == "word"]
             return all(word in _JOINERS for word in later) and (alone or bool(later))
     words = [token[1] for token in gap if token[0] == "word"]
+    while words and (words[-1] in _FILLERS or words[-1] in _LEADS) and words[-1] not in _JOINERS and len(words) > 1:
+        words.pop()  # 18 or the answer is 20
     if not words or words[-1] in _JOINERS:
         return True
     kinds = [token[0] for token in gap]

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(word in ("-h", "--help") for word in rest) or (not rest and command != "fields"):
         print(USAGE)
         return 0 if rest else 2
+    _quieten()
     try:
         return commands[command](rest)
     except KeyboardInterrupt:
@@ -43,6 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"grpo-math: error: {error}", file=sys.stderr)
         return 2
+
+
+def _quieten() -> None:
+    """Leave out what a user can do nothing about, so that what is printed is worth reading."""
+    import logging
+    import warnings
+
+    # TRL 1.16 sets arguments that transformers has renamed since.
+    warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
+    # bitsandbytes says at import, on every CPU, that an optional kernel package is missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -97,7 +97,9 @@ class Accuracy:
     records: list[dict]
 
 
-def summarise(kinds: Sequence[str], correct: Sequence[Sequence[float]], greedy: Sequence[float], records: list[dict]) -> Accuracy:
+def summarise(
+    kinds: Sequence[str], correct: Sequence[Sequence[float]], greedy: Sequence[float], records: list[dict]
+) -> Accuracy:
     """Outcomes -> figures. `correct` is (problems, k) and `greedy` (problems,), both in {0, 1}."""
     k = len(correct[0])
     per_kind = defaultdict(list)
@@ -117,7 +119,9 @@ def summarise(kinds: Sequence[str], correct: Sequence[Sequence[float]], greedy: 
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[str | list[dict]], chat_template_kwargs: dict | None = None) -> list[list[int]]:
+def prompt_ids(
+    tokenizer: Any, prompts: Sequence[str | list[dict]], chat_template_kwargs: dict | None = None
+) -> list[list[int]]:
     """Token ids of TRL prompts, tokenised as TRL's trainer does it (conversations through the chat template)."""
     if not prompts:
         return []
@@ -205,7 +209,13 @@ def measure(
         torch.manual_seed(seed * world + rank)
         shared = dict(batch_size=batch_size, max_new_tokens=max_new_tokens)
         sampled = generate(
-            model, tokenizer, [ids[i] for i in repeated], do_sample=True, progress=progress("sampled"), **shared, **sampling
+            model,
+            tokenizer,
+            [ids[i] for i in repeated],
+            do_sample=True,
+            progress=progress("sampled"),
+            **shared,
+            **sampling,
         )
         greedy = generate(
             model, tokenizer, ids, do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None,
@@ -235,7 +245,9 @@ def _outcomes(reward: Callable, rows: Sequence[dict], completions: Sequence[str]
     if not rows:
         return []
     conversational = is_conversational({"prompt": rows[0]["prompt"]})
-    shaped = [[{"role": "assistant", "content": text}] for text in completions] if conversational else list(completions)
+    shaped = (
+        [[{"role": "assistant", "content": text}] for text in completions] if conversational else list(completions)
+    )
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     prompts = columns.pop("prompt")
     scores = reward(completions=shaped, prompts=prompts, **columns)

@@ -3,8 +3,8 @@ r"""Countdown arithmetic: tokenise, parse and evaluate an expression exactly, wi
 A Countdown problem gives a few integers and a target; the answer is an expression over these integers. One real row of
 `Jiayi-Pan/Countdown-Tasks-3to4`: `{"nums": [44, 19, 35], "target": 98}`, solved by `44 + 19 + 35`.
 
-The language is as small as the game: decimal integers, `+ - * /`, signs, parentheses. Spellings of the same symbols are
-read as that symbol: `x × · ⋅ ∗ ÷ ∕ − \times \cdot \div \frac{a}{b}`, square and curly brackets, digits of other scripts,
+The language is as small as the game: decimal integers, `+ - * /`, signs, parentheses. Other spellings of a symbol are
+read as that symbol: `x × · ⋅ ∗ ÷ ∕ − \times \cdot \div \frac{a}{b}`, square and curly brackets, other scripts' digits,
 math delimiters (`$`, `\(`, `\boxed{}`). Anything else (calls, names, `//`, `**`, `%`, `!`, decimals, `1_0`, implicit
 multiplication) is not an expression.
 
@@ -26,6 +26,7 @@ MODES = ("all", "subset")
 
 # No Countdown number comes near this; a longer run of digits is refused before it is turned into an int.
 _MAX_DIGITS = 18
+_MAX_LENGTH = 10_000
 
 _TOKEN = re.compile(r"\d+|\S")
 
@@ -65,7 +66,7 @@ class Evaluation(NamedTuple):
         status (`str`):
             `"ok"`, or why there is no value: `"none"` (nothing but white space), `"malformed"` (not an expression of
             the game), `"numbers"` (well formed or not, it uses other numbers than it may), `"undefined"` (division by
-            zero), `"claim"` (ends in `= n` and its value is not n).
+            zero), `"claim"` (ends in `= n` and its value is not n). Longer than 10,000 characters is `"malformed"`.
     """
 
     value: Fraction | None
@@ -93,27 +94,35 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all") -> Evaluation:
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
+    value, status = exact_value(expr, nums, mode)
+    return Evaluation(None if value is None else Fraction(value), status)
+
+
+def exact_value(expr: str, nums: Iterable[int], mode: str) -> tuple[int | Fraction | None, str]:
+    """What [`evaluate`] returns, but that a whole number may still be an `int`."""
+    if len(expr) > _MAX_LENGTH:
+        return None, "malformed"
     tokens = _tokenise(expr)
     if not tokens:
-        return Evaluation(None, "none")
+        return None, "none"
     claim = None
     if "=" in tokens:
         tokens, claim = _split_claim(tokens)
         if claim is None:
-            return Evaluation(None, "malformed")
+            return None, "malformed"
     # The numbers come before the arithmetic: what passes is as short as the problem, so the value stays small.
     used = [token for token in tokens if token.isdecimal()]
-    if not _may_use(used, list(nums), mode):
-        return Evaluation(None, "numbers" if used else "malformed")
+    if not used:
+        return None, "malformed"
+    if not _may_use(used, nums, mode):
+        return None, "numbers"
     try:
         value = _value(tokens)
     except ZeroDivisionError:
-        return Evaluation(None, "undefined")
+        return None, "undefined"
     if value is None:
-        return Evaluation(None, "malformed")
-    if claim is not None and value != claim:
-        return Evaluation(None, "claim")
-    return Evaluation(Fraction(value), "ok")
+        return None, "malformed"
+    return (value, "ok") if claim is None or value == claim else (None, "claim")
 
 
 def _tokenise(expr: str) -> list[str]:
@@ -121,7 +130,7 @@ def _tokenise(expr: str) -> list[str]:
     if "\\" in expr or not expr.isascii():
         expr = _plain_symbols(expr)
     tokens = _TOKEN.findall(expr)
-    if not tokens or _ALPHABET.issuperset("".join(tokens)):
+    if not tokens or (tokens[0] != "*" and _ALPHABET.issuperset("".join(tokens))):
         return tokens
     return _TOKEN.findall(_without_layout(expr))
 
@@ -144,12 +153,12 @@ def _plain_symbols(expr: str) -> str:
 def _latex_command(match: re.Match) -> str:
     name, symbol = match.groups()
     if symbol is not None:
-        return " " if symbol in _LATEX_LAYOUT else {"{": "(", "}": ")", "$": "$"}.get(symbol, match.group())
+        return " " if symbol in _LATEX_LAYOUT else {"{": "(", "}": ")", "$": "$", "*": "*"}.get(symbol, match.group())
     return _LATEX.get(name, match.group())
 
 
 _BOXED = re.compile(r"[\s$]*\\f?boxed\s*\{(.*)\}[\s$]*", re.S)
-_BRACED = re.compile(r"\\[dtc]?frac\s*\{|\\f?boxed\s*\{|\{|\}\s*\{|\}")
+_BRACED = re.compile(r"\\[dtc]?frac\s*\{|\\(?:f?boxed|(?:text|math)(?:bf|rm)?)\s*\{|\{|\}\s*\{|\}")
 
 
 def _fractions_and_boxes(expr: str) -> str:
@@ -179,7 +188,7 @@ def _fractions_and_boxes(expr: str) -> str:
 def _without_layout(expr: str) -> str:
     """Drop what surrounds an expression without being part of it: label, dollars, bold, final period; `x` is times."""
     expr = _LABEL.sub("", expr, count=1) if expr[:1].isspace() or expr[:1].isalpha() else expr
-    expr = expr.strip().strip("$`").strip()
+    expr = expr.strip().strip("$`\"'“”").strip()
     if expr.startswith("**") and expr.endswith("**"):
         expr = expr[2:-2].strip()
     expr = expr[:-1] if expr[-1:] in (".", ";", "。") else expr
@@ -212,15 +221,15 @@ def _signed_integer(tokens: list[str]) -> int | None:
     return -int(digits[0]) if sign == "-" else int(digits[0])
 
 
-def _may_use(used: list[str], nums: list[int], mode: str) -> bool:
+def _may_use(used: list[str], nums: Iterable[int], mode: str) -> bool:
     """Whether the integers used are exactly (`all`) or at most (`subset`) those of the problem, each once."""
-    if not used or len(used) > len(nums) or (mode == "all" and len(used) != len(nums)):
+    if max(map(len, used)) > _MAX_DIGITS:
         return False
-    if any(len(digits) > _MAX_DIGITS for digits in used):
-        return False
-    left = [int(n) for n in nums]
-    for digits in used:
-        n = int(digits)
+    integers = sorted(map(int, used))
+    if mode == "all":
+        return integers == sorted(nums)
+    left = list(nums)
+    for n in integers:
         if n not in left:
             return False
         left.remove(n)
@@ -274,7 +283,7 @@ _BINARY = frozenset("+-*/")
 
 
 def _apply(operator: str, operands: list) -> None:
-    """Replace the top one or two operands by the operator's result. Integers stay ints while they can: it is faster."""
+    """Replace the top one or two operands by the operator's result; whole numbers stay ints, which is faster."""
     right = operands.pop()
     if operator == "neg":
         operands.append(-right)
@@ -287,5 +296,5 @@ def _apply(operator: str, operands: list) -> None:
     elif operator == "*":
         operands[-1] = left * right
     else:
-        quotient = Fraction(left, right)
-        operands[-1] = quotient.numerator if quotient.denominator == 1 else quotient
+        whole, remainder = divmod(left, right)
+        operands[-1] = Fraction(left, right) if remainder else whole

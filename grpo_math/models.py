@@ -15,11 +15,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
@@ -192,7 +192,9 @@ def _load_gguf(name: str, dtype: str) -> PreTrainedModel:
 
 def _required_name(model_args: ModelConfig) -> str:
     if not model_args.model_name_or_path:
-        raise ModelError("model_name_or_path is missing: name a hub model, a local folder, a GGUF file or " + BUILTIN_TINY)
+        raise ModelError(
+            "model_name_or_path is missing: name a hub model, a local folder, a GGUF file or " + BUILTIN_TINY
+        )
     return model_args.model_name_or_path
 
 
@@ -220,14 +222,15 @@ TINY_TASK = dict(
     prompt_style="compact",
     countdown_operands=[2],
     countdown_min=1,
-    countdown_max=50,
+    countdown_max=99,
     countdown_operators="+-*",
     countdown_target_min=0,
     countdown_target_max=399,
-    train_size=1000,
+    train_size=1700,
     countdown_unique=True,
     countdown_balance="numbers",
 )
+# Llama and not Qwen2: transformers loads a tokenizer of its own for Qwen2, whatever the folder says.
 TINY_SHAPE = dict(
     hidden_size=64,
     intermediate_size=128,
@@ -236,6 +239,7 @@ TINY_SHAPE = dict(
     num_key_value_heads=4,
     max_position_embeddings=64,
     tie_word_embeddings=True,
+    attention_bias=True,
 )
 TINY_WARMUP = dict(steps=350, batch_size=64, learning_rate=3e-3, right_share=0.3, seed=0)
 _TINY_VERSION = 1
@@ -263,6 +267,7 @@ def tiny_model_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
             target = Path(making) / "model"
+            print("Making builtin/countdown-tiny (once, some ten seconds) ...", flush=True)
             model, tokenizer = make_tiny_model()
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
@@ -299,7 +304,7 @@ def make_tiny_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     expression, the rest a random one. What GRPO then has to learn is which operator the target asks for.
     """
     tokenizer = make_tiny_tokenizer()
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -309,7 +314,7 @@ def make_tiny_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     rng = random.Random(TINY_WARMUP["seed"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TINY_WARMUP["seed"])
-        model = Qwen2ForCausalLM(config).float()
+        model = LlamaForCausalLM(config).float()
         optimizer = torch.optim.AdamW(model.parameters(), lr=TINY_WARMUP["learning_rate"])
         # Problems from the generator's training side only: no held-out problem is ever shown.
         rows, _ = countdown.load_rows(tiny_task_config(heldout_size=0))

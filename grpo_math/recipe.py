@@ -176,9 +176,12 @@ def coerce(name: str, value: Any, hint: Any, field: dataclasses.Field, place: st
     if name == "resume_from_checkpoint":
         options = [*options, bool]
     if from_text:
-        value = _from_text(value, options)
+        # Among choices the value's own type decides: scale_rewards takes text and true or false.
+        value = _from_text(value, [*options, *{type(a) for a in allowed}])
     if allowed:
-        if (value is None and type(None) in options) or any(value is a or (value == a and type(value) is type(a)) for a in allowed):
+        if (value is None and type(None) in options) or any(
+            value is a or (value == a and type(value) is type(a)) for a in allowed
+        ):
             return value
         listed = ", ".join(str(a) for a in allowed)
         raise RecipeError(f"{place}: {name}: {value!r} is not a choice{_nearest(value, allowed)} (choices: {listed})")
@@ -215,9 +218,8 @@ def _from_text(value: str | list[str], options: list) -> Any:
     except yaml.YAMLError:
         read = value
     # "5" for a text field is the text; "null" is nothing where nothing is allowed; "[a, b]" is a list.
-    if str in options and not isinstance(read, (list, dict)) and not (read is None and type(None) in options):
-        others = [o for o in options if o not in (str, type(None))]
-        return read if any(_fit(read, o)[0] for o in others) else value
+    if str in options and not any(_fit(read, option)[0] for option in options if option is not str):
+        return value
     return read
 
 

@@ -38,7 +38,9 @@ class RunRecorder(TrainerCallback):
             # After a resume, what lies beyond the checkpoint is written again.
             for name in (METRICS, COMPLETIONS):
                 path = self.folder / name
-                kept = [line for line in read_jsonl(path) if line["step"] <= state.global_step] if path.exists() else []
+                kept = (
+                    [line for line in read_jsonl(path) if line["step"] <= state.global_step] if path.exists() else []
+                )
                 path.write_text("".join(_line(line) for line in kept), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -160,7 +162,11 @@ def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
     bottom.set_xlabel("iteration (optimizer step)")
     length = bottom.twinx()
     length.plot(
-        steps, [r.get("completions/mean_length") for r in records], color="C4", marker=marker, label="completion length"
+        steps,
+        [r.get("completions/mean_length") for r in records],
+        color="C4",
+        marker=marker,
+        label="completion length",
     )
     length.set_ylabel("tokens")
     lines = bottom.get_lines() + length.get_lines()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config
 from trl.models import unwrap_model_for_generation
@@ -122,6 +122,10 @@ class Prepared:
             callbacks=[self.recorder, self.interrupt],
         )
         self.recorder.trainer = self.interrupt.trainer = self.trainer
+        if not args.disable_tqdm:  # the figures beside the bar; all of them are in metrics.jsonl
+            self.trainer.remove_callback(ProgressCallback)
+            self.trainer.add_callback(ShortProgress())
+        self.trainer.remove_callback(PrinterCallback)
         if recipe.model.use_peft:
             models.float32_adapter(self.trainer.model)
 
@@ -172,6 +176,15 @@ def evaluate(recipe: Recipe) -> list[str]:
         lines.append(f"  ignoring the target: {run.problems.blind[0]:.3f} ({run.problems.blind[1]})")
     _end(run.trainer)
     return lines
+
+
+class ShortProgress(ProgressCallback):
+    """The progress bar with the reward beside it, instead of all metrics printed above it at every log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs and logs.get("reward") is not None:
+            shown = {"reward": f"{logs['reward']:.3f}", "length": f"{logs.get('completions/mean_length', 0):.0f}"}
+            self.training_bar.set_postfix(shown)
 
 
 class StopOnSignal(TrainerCallback):
@@ -237,7 +250,9 @@ def train(recipe: Recipe) -> int:
         aside = None if run.checkpoint else report.set_aside(folder)
         if aside is not None:
             console.print(f"An earlier run's files are now in {aside}.")
-        text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: accelerate launch {folder / 'recipe.yaml'}")
+        text = dump(
+            recipe.values, f"What {recipe.path.name} ran with.   Run: accelerate launch {folder / 'recipe.yaml'}"
+        )
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     for line in describe(run):
@@ -255,7 +270,9 @@ def train(recipe: Recipe) -> int:
     seconds = time.perf_counter() - started
     if run.interrupt.stopped:
         last = folder / f"checkpoint-{trainer.state.global_step}"
-        console.print(f"Stopped after step {trainer.state.global_step} (of {trainer.state.max_steps}). Checkpoint: {last}")
+        console.print(
+            f"Stopped after step {trainer.state.global_step} (of {trainer.state.max_steps}). Checkpoint: {last}"
+        )
         console.print(f"Reward curve so far: {folder / report.CURVE}")
         console.print(f"Go on with: accelerate launch {folder / 'recipe.yaml'} --resume_from_checkpoint true")
         _end(trainer)

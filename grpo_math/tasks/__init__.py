@@ -132,7 +132,9 @@ def _resolve_reward(name: str, style: str) -> Callable:
         except (ImportError, AttributeError) as error:
             raise TaskError(f"rewards: {name!r} cannot be imported: {error}") from error
     elif bare and f"get_{name}" in vars(rewards):
-        reward = getattr(rewards, f"get_{name}")(allow_bare=True)
+        # Whatever way a base model has of stating an answer counts: all markers, and none.
+        forms = {"forms": rewards.COUNTDOWN_FORMS} if name.startswith("countdown") else {}
+        reward = getattr(rewards, f"get_{name}")(allow_bare=True, **forms)
     elif name in rewards.REWARDS:
         reward = rewards.REWARDS[name]
     else:

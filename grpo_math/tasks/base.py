@@ -55,7 +55,9 @@ class TaskConfig:
     train_size: int | None = field(default=None, metadata={"help": "Train on this many rows at most (default: all)."})
     heldout_size: int = field(
         default=200,
-        metadata={"help": "Rows kept out of training, on which accuracy is measured before and after. 0: no measuring."},
+        metadata={
+            "help": "Rows kept out of training, on which accuracy is measured before and after. 0: no measuring."
+        },
     )
     heldout_generations: int = field(
         default=4, metadata={"help": "Sampled completions per held-out problem (and one greedy one)."}
@@ -118,7 +120,9 @@ def read_rows(
     """
     local = config.dataset_path or os.environ.get(env)
     if local is not None:
-        return _read_local(Path(local).expanduser(), file_stem or split, wanted, "dataset_path" if config.dataset_path else env)
+        return _read_local(
+            Path(local).expanduser(), file_stem or split, wanted, "dataset_path" if config.dataset_path else env
+        )
     from datasets import load_dataset
 
     name, subset = hub

@@ -27,7 +27,7 @@ ACCURACY = "countdown_accuracy"
 DEFAULT_REWARDS = ("countdown_accuracy",)
 OPERATORS = "+-*/"
 DEFAULT_TRAIN_SIZE = 1000  # generated training problems when the recipe does not say
-MAX_DRAWS = 20_000  # draws of numbers for one problem before the generator gives up
+MAX_DRAWS = 5_000  # draws of numbers for one problem before the generator gives up
 MAX_OPERANDS = 6  # the solver enumerates all expressions; beyond six numbers that takes minutes
 
 
@@ -341,7 +341,9 @@ def _rules_hit(row: dict) -> set[tuple[str, ...]]:
         for operator, number in zip(rule, nums[1:], strict=True):
             if operator == "/" and number == 0:
                 break
-            value = {"+": value.__add__, "-": value.__sub__, "*": value.__mul__, "/": value.__truediv__}[operator](number)
+            value = {"+": value.__add__, "-": value.__sub__, "*": value.__mul__, "/": value.__truediv__}[operator](
+                number
+            )
         else:
             if value == row["target"]:
                 hits.add(rule)

@@ -43,9 +43,7 @@ def check_row(row: dict, place: str) -> dict:
         raise TaskError(f"{place}: column `question` must be text, not {question!r}")
     gold = gold_number(str(answer)) if answer is not None else None
     if gold is None:
-        raise TaskError(
-            f"{place}: column `answer` must be a number or end in `#### N`, not {str(answer)[-80:]!r}"
-        )
+        raise TaskError(f"{place}: column `answer` must be a number or end in `#### N`, not {str(answer)[-80:]!r}")
     return {"question": question.strip(), "answer": gold, "solution_text": str(answer)}
 
 

@@ -1,0 +1,66 @@
+"""Shared fixtures. Nothing here needs a GPU, a hub or data outside the repository."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_cache(tmp_path_factory):
+    """The built-in model is made once for the whole test run, in a folder of its own."""
+    os.environ["GRPO_MATH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_local_data(monkeypatch):
+    """What is in the caller's environment does not reach the tests, except through the fixtures that ask for it."""
+    for name in ("GRPO_MATH_GSM8K", "GRPO_MATH_COUNTDOWN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+GSM8K_ROWS = [
+    {
+        "question": "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+        "How many clips did Natalia sell altogether in April and May?",
+        "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+        "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72",
+    },
+    {"question": "A car costs $1,450,000. What does it cost?", "answer": "It costs $1,450,000.\n#### 1,450,000"},
+    {"question": "What is 3 minus 5?", "answer": "3 - 5 = <<3-5=-2>>-2\n#### -2"},
+    {"question": "What is half of 5?", "answer": "5 / 2 = <<5/2=2.5>>2.5\n#### 2.5"},
+    *({"question": f"What is {n} plus {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(20)),
+]
+
+
+@pytest.fixture
+def gsm8k_folder(tmp_path):
+    """A folder with train.jsonl and test.jsonl in GSM8K's form."""
+    import json
+
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    for name, rows in (
+        ("train", GSM8K_ROWS),
+        ("test", [{**row, "question": "Again: " + row["question"]} for row in GSM8K_ROWS[:6]]),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe():
+    return ROOT / "recipes" / "countdown_tiny.yaml"
+
+
+@pytest.fixture
+def short():
+    """Overrides that make a run of any recipe take seconds."""
+    return ["--max_steps", "2", "--logging_steps", "1", "--heldout_size", "4", "--heldout_generations", "2"]

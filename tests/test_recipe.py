@@ -1,0 +1,198 @@
+"""A recipe is valid YAML, a Python script and nothing but known fields; what is wrong in it is said before anything loads."""
+
+import ast
+import typing
+
+import pytest
+import yaml
+from conftest import RECIPES, ROOT
+
+from grpo_math import recipe as room
+from grpo_math.recipe import RecipeError, checked_values, load_recipe, read_yaml
+
+ids = [path.stem for path in RECIPES]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+# --- the shipped recipes ----------------------------------------------------------------------------------------------
+
+
+def test_there_are_recipes():
+    assert {"countdown_tiny", "gsm8k", "countdown", "gsm8k_full", "report_gsm8k", "report_countdown"} <= set(ids)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=ids)
+def test_yaml_and_python_see_the_same_recipe(path):
+    tree = ast.parse(path.read_text())
+    # Python sees: an annotation `launch: <string>`, an import, a call.
+    annotation, imported, call = tree.body
+    assert annotation.target.id == "launch"
+    assert imported.module == "grpo_math.recipe"
+    assert ast.unparse(call) == "launch(__file__, __name__)"
+    # The string that Python skips is YAML for exactly the values that YAML reads from the whole file.
+    assert yaml.safe_load(annotation.annotation.value) == read_yaml(path)
+    assert yaml.safe_load(path.read_text())["launch"] == 'r"""'
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=ids)
+def test_every_field_is_known_and_its_value_fits(path):
+    assert set(checked_values(path)) == set(read_yaml(path))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=ids)
+def test_every_value_is_on_a_line_with_a_reason_or_under_a_heading(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert f"accelerate launch recipes/{path.name}" in lines[0]
+    assert any(line.startswith("# What to expect") or "reported mean reward" in line for line in lines)
+    commented = sum(" #" in line for line in lines if line[:1].isalpha())
+    assert commented >= 10
+
+
+def test_a_recipe_that_is_imported_does_nothing(monkeypatch):
+    called = []
+    monkeypatch.setattr("grpo_math.cli.main", lambda argv: called.append(argv))
+    code = compile((ROOT / "recipes" / "gsm8k.yaml").read_text(), "gsm8k.yaml", "exec")
+    exec(code, {"__name__": "__mp_main__", "__file__": "gsm8k.yaml"})
+    assert called == []
+    monkeypatch.setattr("sys.argv", ["gsm8k.yaml", "--max_steps", "3"])
+    with pytest.raises(SystemExit):
+        exec(code, {"__name__": "__main__", "__file__": "gsm8k.yaml"})
+    assert called == [["train", "gsm8k.yaml", "--max_steps", "3"]]
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (["--max_steps", "7"], "max_steps", 7),
+        (["--max-steps=7"], "max_steps", 7),
+        (["--learning_rate", "1e-6"], "learning_rate", 1e-6),
+        (
+            ["--rewards", "countdown_accuracy", "think_answer_format"],
+            "rewards",
+            ["countdown_accuracy", "think_answer_format"],
+        ),
+        (["--rewards", "countdown_accuracy"], "rewards", ["countdown_accuracy"]),
+        (["--countdown_operands", "2", "3"], "countdown_operands", [2, 3]),
+        (["--reward_weights", "1.0", "0.5"], "reward_weights", [1.0, 0.5]),
+        (["--run_name", "5"], "run_name", "5"),
+        (["--use_peft"], "use_peft", True),
+        (["--bf16", "false"], "bf16", False),
+        (["--train_size", "null"], "train_size", None),
+        (["--generation_kwargs", "{min_new_tokens: 2}"], "generation_kwargs", {"min_new_tokens": 2}),
+        (["--resume_from_checkpoint", "true"], "resume_from_checkpoint", True),
+        (["--resume_from_checkpoint", "some/folder"], "resume_from_checkpoint", "some/folder"),
+        (["--warmup_steps", "0.1"], "warmup_steps", 0.1),
+        (["--scale_rewards", "false"], "scale_rewards", False),
+        (["--beta", "-0.5"], "beta", -0.5),
+        (["--lora_target_modules", "q_proj"], "lora_target_modules", ["q_proj"]),
+    ],
+)
+def test_an_override_takes_the_fields_type(tiny_recipe, argv, field, value):
+    got = checked_values(tiny_recipe, argv)[field]
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--num_generations", "3.5"], ["num_generations", "3.5", "whole number"]),
+        (["--loss_type", "dpao"], ["loss_type", "dpao", "did you mean dapo"]),
+        (["--learning_rat", "1"], ["learning_rat", "did you mean learning_rate"]),
+        (["--bf16", "perhaps"], ["bf16", "perhaps", "true or false"]),
+        (["--optim", "adamw_trch"], ["optim", "did you mean adamw_torch"]),
+        (["--prompt_style", "thnk"], ["prompt_style", "did you mean think"]),
+        (["--dtype", "bf16"], ["dtype", "bfloat16"]),
+        (["--max_steps"], ["max_steps", "whole number"]),
+        (["--max_steps", "3", "--max_steps", "4"], ["--max_steps", "twice"]),
+        (["recipes"], ["recipes", "--field value"]),
+        (["--lr_scheduler_type", "cosin"], ["did you mean cosine"]),
+        (["--learning_rate", "fast"], ["learning_rate", "fast", "number"]),
+        (["--lora_dropout", "{a: 1}"], ["lora_dropout", "a number"]),
+        (["--countdown_operands", "two"], ["countdown_operands", "two", "list of a whole number"]),
+    ],
+)
+def test_a_wrong_override_names_the_value_and_the_fix(tiny_recipe, argv, says):
+    with pytest.raises(RecipeError) as caught:
+        checked_values(tiny_recipe, argv)
+    assert all(word in str(caught.value) for word in ["command line", *says][1 if argv[-1] == "4" else 0 :])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_steps: 1\nmax_steps: 2\n", ["line 2", "max_steps", "twice"]),
+        ("- a\n- b\n", ["keys and values", "list"]),
+        ("a: [1\n", ["not valid YAML"]),
+        ("max_step: 3\n", ["max_step", "did you mean max_steps"]),
+        ("loss_type: dpao\n", ["loss_type", "dapo"]),
+        ("num_generations: 3.5\n", ["num_generations", "3.5"]),
+        ("max_steps: yes\n", ["max_steps", "True", "whole number"]),
+        ("launch: x\nheldout_size: -1\n", ["heldout_size", "-1"]),
+        ("num_generations: 3\nper_device_train_batch_size: 4\n", ["generation_batch_size (4)", "num_generations (3)"]),
+        ("report_to: wandbb\n", ["report_to", "did you mean wandb"]),
+    ],
+)
+def test_a_wrong_recipe_names_the_file_and_the_fix(tmp_path, text, says):
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert all(word in str(caught.value) for word in [str(path), *says])
+
+
+def test_a_missing_recipe_is_named_with_the_nearest(tiny_recipe):
+    with pytest.raises(RecipeError, match=r"did you mean .*countdown_tiny\.yaml"):
+        load_recipe(tiny_recipe.with_name("countdown_tny.yaml"))
+
+
+def test_what_is_dumped_reads_back(tmp_path, tiny_recipe):
+    values = checked_values(tiny_recipe, ["--countdown_operators", "+-"])
+    path = write(tmp_path, room.dump(values, "a run"))
+    assert read_yaml(path) == values
+    ast.parse(path.read_text())
+
+
+# --- the schema -------------------------------------------------------------------------------------------------------
+
+
+def test_choices_are_those_of_trl():
+    """The values that TRL lists in a field's help are the ones we allow."""
+    known = room.fields()
+    for name in (
+        "loss_type",
+        "importance_sampling_level",
+        "multi_objective_aggregation",
+        "vllm_importance_sampling_mode",
+    ):
+        text = known[name][1].metadata["help"]
+        for choice in room.CHOICES[name]:
+            assert f"'{choice}'" in text, (name, choice)
+    for choice in known["loss_type"][1].metadata["help"].split("Supported values are ")[1].split(". ")[0].split(","):
+        assert choice.replace("and", "").strip(" '") in room.CHOICES["loss_type"]
+
+
+def test_no_field_belongs_to_two_classes():
+    import dataclasses
+
+    names = [f.name for cls in room.config_classes() for f in dataclasses.fields(cls) if f.init]
+    assert len(names) == len(set(names))
+
+
+def test_every_default_passes_its_own_check():
+    import dataclasses
+
+    for name, (_, field, hint) in room.fields().items():
+        if field.default is not dataclasses.MISSING and name not in ("parallelism_config",):
+            default = field.default.value if hasattr(field.default, "value") else field.default
+            if default is None and type(None) not in typing.get_args(hint):
+                continue  # a few fields of transformers are None until __post_init__ fills them
+            room.coerce(name, default, hint, field, "defaults", from_text=False)
