@@ -20,13 +20,6 @@ from grpo_math.losses import CONSTANT_LENGTH, MICRO_BATCH_MEAN, SEQUENCE_MEAN, S
 
 Batch = dict[str, torch.Tensor]
 
-IMAGE_KEYS = ("num_images", "pixel_values", "token_type_ids", "mm_token_type_ids")
-
-
-def has_images(batch: Batch) -> bool:
-    """Whether a TRL batch carries anything whose first axis is not the row."""
-    return any(batch.get(key) is not None for key in IMAGE_KEYS)
-
 
 def loss_mask(batch: Batch) -> torch.Tensor:
     """The (B, T) mask of the tokens that TRL's loss covers: the completion's, less what a tool wrote."""

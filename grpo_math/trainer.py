@@ -15,6 +15,7 @@ import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from accelerate.logging import get_logger
@@ -124,12 +125,9 @@ class GRPOMathConfig(GRPOConfig):
             "help": "Rounds of fresh prompts, at most, to replace groups whose rewards are all equal. 0 is off."
         },
     )
-    kl_estimator: str | None = field(
+    kl_estimator: Literal["k1", "k2", "k3"] | None = field(
         default=None,
-        metadata={
-            "help": "KL estimator of the loss. Not set: TRL's importance-corrected k3.",
-            "choices": list(losses.KL_ESTIMATORS),
-        },
+        metadata={"help": "KL estimator of the loss. Not set: TRL's importance-corrected k3."},
     )
     kl_target: float | None = field(
         default=None,
@@ -281,7 +279,8 @@ class GRPOMathTrainer(GRPOTrainer):
         }
 
         # A PEFT model that brings a trained adapter has that adapter as its reference; TRL copies it if beta is not 0
-        copy_adapter = self._reference_clipping and args.beta == 0.0 and is_peft_model(model)
+        copy_adapter = self._reference_clipping and args.beta == 0.0 and not isinstance(model, str)
+        copy_adapter = copy_adapter and is_peft_model(model)
         with _beta_as(args, 1.0 if copy_adapter else args.beta):
             super().__init__(model, reward_funcs, args, *others, **kwargs)
         self.beta = args.beta
@@ -443,7 +442,7 @@ class GRPOMathTrainer(GRPOTrainer):
 
     def _why_not_skip(self) -> str | None:
         if self.beta != 0.0:
-            return f"beta is {self.beta}, and the KL term of a row does not depend on its advantage"
+            return "beta is not 0, and the KL term of a row does not depend on its advantage"
         if self._entropy_bonus_enabled:
             return "the entropy bonus covers every row"
         if self.top_entropy_quantile < 1.0:
@@ -452,17 +451,17 @@ class GRPOMathTrainer(GRPOTrainer):
             return "the mixture-of-experts auxiliary loss covers every row"
         if self.tools or self.environment_factories:
             return "tools are in use"
+        if self._is_vlm:  # not whether this batch has images: all processes must decide alike
+            return "the model takes images"
         return None
 
     def _lay_out(self, micro_batches: list[dict]) -> list[dict]:
         skip, sort = self._saving["skip_zero_advantage"], self._saving["sort_by_length"]
-        reason = self._why_not_skip() if skip else None
-        if savings.has_images(micro_batches[0]):
-            reason, sort = "the batch has images", False
+        reason = self._why_not_skip()
         if skip and reason:
             self._say_once(f"skip_zero_advantage steps aside: {reason}.")
             skip = False
-        sort = sort and not self.args.mixes_rows() and not self.aux_loss_enabled
+        sort = sort and not (self._is_vlm or self.args.mixes_rows() or self.aux_loss_enabled)
         if skip or sort:
             window = savings.window_size(len(micro_batches), self.args.gradient_accumulation_steps) if sort else 1
             windows = [
@@ -478,7 +477,7 @@ class GRPOMathTrainer(GRPOTrainer):
                 micro_batches += self._with_weights(batch, laid_out)
             skipped = sum(len(batch["live"]) for batch in windows) - sum(len(mb["live"]) for mb in micro_batches)
             self._metrics["train"]["skipped_rows"].append(skipped * self.accelerator.num_processes)
-        if (skip or sort or self._saving["trim_padding"]) and not savings.has_images(micro_batches[0]):
+        if (skip or sort or self._saving["trim_padding"]) and not self._is_vlm:
             self._metrics["train"]["padding_fraction"].append(self._padding_fraction(micro_batches))
         return micro_batches
 

@@ -77,6 +77,14 @@ def test_gradient_checkpointing_gives_the_same_gradient(tmp_path, loss_type):
     assert difference <= TOLERANCE
 
 
+def test_every_saving_together_gives_the_same_completions_and_gradient(tmp_path):
+    """Our decoding loop deals the random numbers as transformers does, so that even the draws agree."""
+    theirs = train(False, tmp_path, max_steps=3, learning_rate=0.02)
+    ours = train(True, tmp_path, max_steps=3, learning_rate=0.02)
+    assert list(ours._logs["completion"]) == list(theirs._logs["completion"])
+    assert relative_difference(ours.gradients, theirs.gradients) <= TOLERANCE
+
+
 @pytest.mark.parametrize("option", ["skip_zero_advantage", "trim_padding", "sort_by_length", "compact_lm_head"])
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
 def test_each_saving_alone_is_exact(tmp_path, option, loss_type):
@@ -97,11 +105,14 @@ def test_each_saving_alone_is_exact(tmp_path, option, loss_type):
         {"pad_to_multiple_of": 8},
         {"temperature": 0.7},
         {"multi_objective_aggregation": "normalize_then_sum"},
+        # Optimizer steps that do not end with a generation batch, and an epoch that ends in the middle of one
+        {"steps_per_generation": 2, "gradient_accumulation_steps": 4, "dataset": prompts(12), "max_steps": 5},
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "num_generations": 6, "max_steps": 5},
     ],
-    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()),
+    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items() if k != "dataset"),
 )
 def test_trl_options_keep_the_same_gradient(tmp_path, options):
-    difference, _, _ = compare(tmp_path, max_steps=2, learning_rate=0.05, **options)
+    difference, _, _ = compare(tmp_path, **({"max_steps": 2, "learning_rate": 0.02} | options))
     assert difference <= TOLERANCE
 
 
@@ -247,6 +258,9 @@ def test_two_processes_give_the_same_gradient(tmp_path, loss_types):
         assert set(result["differences"]) >= {*loss_types, "uneven"}
         assert max(result["differences"].values()) <= TOLERANCE, result["differences"]
     assert results[0]["skipped"] == results[1]["skipped"]
+    assert results[0]["dynamic_sampling"] == results[1]["dynamic_sampling"]
+    assert results[0]["dynamic_sampling"]["dead_groups_left"] == [0, 0]
+    assert results[0]["dynamic_sampling"]["live"] == sum(results[0]["dynamic_sampling"]["rows"]) == 16
     assert results[0]["skipped"]["dapo"] == 16
     # Only rank 0 has live rows in the uneven case: rank 1 runs as many of its dead ones
     assert results[0]["skipped"]["uneven"] == 16

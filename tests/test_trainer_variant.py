@@ -182,6 +182,11 @@ def test_without_beta_a_full_model_gets_a_frozen_copy_of_itself(tmp_path):
     assert logged(trainer, "kl/k3")[1] > 1e-5
 
 
+def test_without_beta_a_model_given_by_its_path_gets_a_frozen_copy_too(tmp_path, saved):
+    trainer = train(True, tmp_path, model=saved, ref_clip_low=0.5)
+    assert torch.equal(weights(trainer.ref_model), weights(tiny_model()))
+
+
 def test_without_beta_a_new_adapter_is_compared_with_the_base_model(tmp_path):
     adapter = {"peft_config": LoraConfig(r=4)}
     trainer = train(True, tmp_path, ref_clip_high=0.5, max_steps=3, trainer_kwargs=adapter)

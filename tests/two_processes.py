@@ -15,6 +15,10 @@ def first_groups_only(completions, prompts, **kwargs):
     return live_reward(completions[:8]) + [0.5] * (len(completions) - 8)
 
 
+def by_position(completions, dead, **kwargs):
+    return [0.5 if is_dead else float(i % 4) for i, is_dead in enumerate(dead)]
+
+
 def compare(folder, **options):
     theirs = train(False, folder, model=tiny_model(), **options)
     ours = train(True, folder, model=tiny_model(), **STOCK_GENERATION, **options)
@@ -33,8 +37,20 @@ def main(folder: str, loss_types: list[str]) -> None:
     differences["stored_old_logps"], skipped["stored_old_logps"] = compare(folder, **(common | more))
     # Groups of 16 rows span both processes
     differences["wide_groups"], skipped["wide_groups"] = compare(folder, num_generations=16, **common)
+    # Every saving on: our decoding loop deals the random numbers as transformers does
+    theirs = train(False, folder, model=tiny_model(), **common)
+    ours = train(True, folder, model=tiny_model(), **common)
+    differences["every_saving"] = relative_difference(ours.gradients, theirs.gradients)
+    sampled = train(True, folder, dynamic_sampling=10, reward_funcs=by_position, **common)
+    left = [entry.get("dynamic_sampling/dead_groups_left") for entry in sampled.state.log_history]
     state = PartialState()
     result = {"world_size": state.num_processes, "differences": differences, "skipped": skipped}
+    result["dynamic_sampling"] = {
+        "dead_groups_left": left[:2],
+        "rows": [len(batch["live"]) for batch in sampled._buffered_inputs],
+        "live": sum(int(batch["live"].sum()) for batch in sampled._buffered_inputs),
+        "weights": sum(p.double().sum().item() for p in sampled.model.parameters()),
+    }
     (Path(folder) / f"rank{state.process_index}.json").write_text(json.dumps(result))
 
 

@@ -1,0 +1,194 @@
+"""Whole training steps on a CPU: ours against stock TRL in one run, with a stock-against-stock line for the noise.
+
+SmolLM2-135M-Instruct, full fine-tuning with AdamW, default options of either trainer. Every round runs stock, ours and
+stock again on the same prompts from the same weights and seed (in alternating order) and measures one optimizer step
+from sampling to the weight update: CPU seconds and wall-clock time. A ratio is stock's time over ours in one round.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks import common
+from grpo_math.tasks import load_problems
+from grpo_math.tasks.base import TaskConfig
+from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
+
+ORDERS = (("stock", "ours", "stock again"), ("stock again", "ours", "stock"))
+
+
+@dataclass
+class Case:
+    """What is trained on. Rows are `groups * num_generations`, in micro-batches of `micro`."""
+
+    title: str
+    dead: bool  # whether every second group has equal rewards
+    max_completion_length: int
+    fixed_length: bool = False
+    groups: int = 4
+    num_generations: int = 4
+    micro: int = 8
+
+
+CASES = {
+    "half_dead": Case("half of the groups dead, GSM8K prompts, completions of at most 48 tokens", True, 48),
+    "real_lengths": Case("none dead, GSM8K prompts, sampled completions of at most 128 tokens", False, 128),
+    "nothing": Case(
+        "nothing to save: none dead, prompts of 4 and completions of 64 tokens throughout", False, 64, True
+    ),
+}
+
+
+class Stopwatch(TrainerCallback):
+    """CPU and wall-clock seconds of every optimizer step, from its first micro-batch to the update."""
+
+    def __init__(self):
+        self.steps: list[tuple[float, float]] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.process_time(), time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append((time.process_time() - self.started[0], time.perf_counter() - self.started[1]))
+
+
+def prompts(case: Case, round_number: int) -> list[dict]:
+    """The round's prompts: GSM8K questions, or four tokens each where lengths are fixed."""
+    if case.fixed_length:
+        texts = [f"The number {(round_number * case.groups + i) % 10} is" for i in range(case.groups)]
+    else:
+        rows = load_problems(TaskConfig(task="gsm8k", train_size=case.groups * 16, heldout_size=0)).train
+        texts = [row["prompt"] for row in rows[round_number * case.groups :][: case.groups]]
+    return [{"prompt": text, "dead": case.dead and bool(i % 2)} for i, text in enumerate(texts)]
+
+
+def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool, out: Path) -> dict:
+    """One optimizer step of either trainer, from a copy of `model`."""
+    pair = (GRPOMathConfig, GRPOMathTrainer) if ours else (GRPOConfig, GRPOTrainer)
+    args = pair[0](
+        output_dir=str(out),
+        per_device_train_batch_size=case.micro,
+        gradient_accumulation_steps=case.groups * case.num_generations // case.micro,
+        num_generations=case.num_generations,
+        max_completion_length=case.max_completion_length,
+        generation_kwargs={"min_new_tokens": case.max_completion_length} if case.fixed_length else None,
+        max_steps=1,
+        shuffle_dataset=False,
+        use_cpu=True,
+        bf16=bf16,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        seed=round_number,
+    )
+    watch = Stopwatch()
+    trainer = pair[1](
+        copy.deepcopy(model),
+        common.half_dead_reward,
+        args,
+        Dataset.from_list(prompts(case, round_number)),
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    sampling = [0.0]
+    generate = trainer._generate
+
+    def timed(*arguments, **keywords):
+        started = time.process_time()
+        try:
+            return generate(*arguments, **keywords)
+        finally:
+            sampling[0] += time.process_time() - started
+
+    trainer._generate = timed
+    trainer.train()
+    ((cpu, wall),) = watch.steps
+    logs = trainer.state.log_history[0]
+    return {
+        "cpu": cpu,
+        "wall": wall,
+        "sampling_cpu": sampling[0],
+        "mean_length": logs["completions/mean_length"],
+        "max_length": logs["completions/max_length"],
+        "skipped_rows": logs.get("skipped_rows"),
+        "padding_fraction": logs.get("padding_fraction"),
+    }
+
+
+def measure(names: list[str], rounds: int, bf16: bool) -> dict[str, list[dict]]:
+    """All rounds of all cases; each round maps contender to its figures."""
+    found = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        folder = common.smollm2_folder(out)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
+        for name in names:
+            case = CASES[name]
+            step(False, case, model, tokenizer, 0, bf16, out)  # the first step of a process is slower
+            found[name] = []
+            for number in range(rounds):
+                run = {
+                    contender: step(contender == "ours", case, model, tokenizer, number, bf16, out)
+                    for contender in ORDERS[number % 2]
+                }
+                found[name].append(run)
+                ratio = run["stock"]["cpu"] / run["ours"]["cpu"]
+                print(f"{name}, round {number + 1}: x{ratio:.2f}", flush=True)
+    return found
+
+
+def report(found: dict[str, list[dict]], bf16: bool) -> str:
+    """The results as Markdown."""
+    rows = []
+    for name, runs in found.items():
+        for label, slow, fast in (("ours", "stock", "ours"), ("stock again (noise)", "stock", "stock again")):
+            cells = [CASES[name].title if label == "ours" else "", label]
+            for part in ("cpu", "wall"):
+                ratios = sorted(run[slow][part] / run[fast][part] for run in runs)
+                cells.append(f"**x{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+            seconds = [statistics.median(run[who]["cpu"] for run in runs) for who in (slow, fast)]
+            sampling = [statistics.median(run[who]["sampling_cpu"] for run in runs) for who in (slow, fast)]
+            rest = [a - b for a, b in zip(seconds, sampling, strict=True)]
+            cells.append(f"{seconds[0]:.1f} / {seconds[1]:.1f}")
+            cells.append(f"x{sampling[0] / sampling[1]:.2f}")
+            cells.append(f"x{rest[0] / rest[1]:.2f}")
+            cells.append(f"{statistics.fmean(run[fast]['mean_length'] for run in runs):.0f}")
+            rows.append(cells)
+    header = ["case", "against stock", "whole step, CPU", "whole step, wall", "CPU s, stock / it"]
+    header += ["sampling", "forward, backward, update", "mean length"]
+    rounds = len(next(iter(found.values())))
+    sample = CASES[next(iter(found))]
+    text = ["# Whole steps: ours against stock TRL", "", common.machine_line(), ""]
+    text += [
+        f"SmolLM2-135M-Instruct, full fine-tuning, {'bf16 autocast' if bf16 else 'float32'}, loss `dapo`, beta 0, "
+        f"{sample.groups * sample.num_generations} rows in micro-batches of {sample.micro}, {sample.num_generations} "
+        f"completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock.",
+        "",
+        common.table(header, rows),
+    ]
+    return "\n".join(text)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks trainer", description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--float32", action="store_true", help="float32 instead of bf16 autocast")
+    asked = parser.parse_args(argv)
+    found = measure(asked.cases, asked.rounds, not asked.float32)
+    name = "trainer" if asked.cases == list(CASES) else "trainer_" + "_".join(asked.cases)
+    common.save(name, report(found, not asked.float32), {"bf16": not asked.float32, "rounds": found})
+    return 0
