@@ -183,7 +183,9 @@ def final_reading(text: str, markers: Iterator[Marker], read: Reader) -> Stated 
             break
     else:
         return None
-    if final.status == "ok" and (_offered_before(text, last.begin, final.value) or _stands_beside(text, last, final, markers, read)):
+    if final.status == "ok" and (
+        _offered_before(text, last.begin, final.value) or _stands_beside(text, last, final, markers, read)
+    ):
         final = Reading(None, "hedged", final.span)
     return last.form, final
 
@@ -201,16 +203,16 @@ def _stands_beside(text: str, last: Marker, final: Reading, markers: Iterator[Ma
         if reading is None:
             continue
         # an open marker directly before a box or tag only introduces it: "the answer is \boxed{18}"
-        if reading.status == "malformed" and not marker.closed and not text[marker.start : edge].strip(_LEAD_IN):
+        if reading.value is None and not marker.closed and not text[marker.start : edge].strip(_LEAD_IN):
             edge = marker.begin
             continue
         end = marker.end if marker.closed else reading.span[1]
         if edge - end > _MAX_GAP or not _JOINING.fullmatch(text, end, edge):
             return False
-        if reading.status == "malformed":  # "\\boxed{?} or \\boxed{18}"
-            hedged = _OR.search(text, end, edge) is not None
-        else:
-            hedged = reading.status == "hedged" or reading.value != final.value
+        if reading.status == "ok":
+            hedged = reading.value != final.value
+        else:  # no value: only "or" makes it an offer, as in "\\boxed{?} or \\boxed{18}"
+            hedged = reading.status == "hedged" or _OR.search(text, end, edge) is not None
         if hedged:
             return True
         edge = marker.begin
@@ -234,10 +236,14 @@ _JOINING = re.compile(
     rf"[\W_]*(?:(?:{'|'.join(sorted(_JOINERS | _LEADS))})\b[\W_]*)*",
     re.I,
 )
+
+
 def _offered_before(text: str, at: int, value: int | Fraction) -> bool:
     r"""Whether another value without a marker is joined to the marker at `at`: "18 or \boxed{20}"."""
-    start = max(0, at - 40)
-    before = text[start:at].lower().rstrip(_LEAD_IN)
+    near = text[max(0, at - 12) : at].lower()
+    if "or" not in near and "either" not in near:
+        return False
+    before = text[max(0, at - 40) : at].lower().rstrip(_LEAD_IN)
     if before.endswith("either"):
         return True
     offer = _OFFER_BEFORE.search(before) if before.endswith(("or", "or the")) else None
@@ -347,7 +353,7 @@ def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
             if text[at - 2 : at] == "</":
                 if opening > at:
                     opening = low.rfind("<answer", 0, at)
-                marker = _tag_at(text, at, opening) if "answer" in forms else None
+                marker = _tag_at(text, low, at, opening) if "answer" in forms else None
             elif text[at - 1 : at] == "<":
                 marker = _unclosed_tag_at(text, at - 1) if "answer" in forms else None
             else:
@@ -405,11 +411,13 @@ def _box_at(text: str, at: int) -> Marker | None:
     return Marker("boxed", at, start, start, start, True)
 
 
-def _tag_at(text: str, at: int, opened: int) -> Marker | None:
+def _tag_at(text: str, low: str, at: int, opened: int) -> Marker | None:
     """The `<answer>...</answer>` whose closing tag has its name at `at`, and whose opening tag is at `opened`."""
     closing = _CLOSE_TAG.match(text, at)
     opening = _OPEN_TAG.match(text, opened) if opened >= 0 else None
     if closing is None or opening is None or opening.end() > at - 2:
+        return None
+    if low.rfind("</answer", opening.end(), at - 2) >= 0:  # that one closes it
         return None
     return Marker("answer", opened, opening.end(), at - 2, closing.end(), True)
 
@@ -439,10 +447,10 @@ def _statement_at(text: str, at: int, forms: frozenset[str]) -> Marker | None:
 _TAIL = 10_000
 
 _LABEL = re.compile(
-    r"""(?: (?:答案|答え|解答|正解|答|정답은?|답은?|الجواب|الإجابة|उत्तर)
-          | \b(?:ответ|відповідь|respuesta|réponse|reponse|resposta|risposta|antwort|odpowiedź|antwoord|cevap|svar)\b
+    r"""(?: (?:答案|答え|解答|正解|答|정답은?|답은?|الجواب|الإجابة|उत्तर|जवाब|คำตอบ|đáp\ án)
+          | \b(?:ответ|відповідь|respuesta|réponse|reponse|resposta|risposta|antwort|odpowiedź|antwoord|cevap|svar|jawaban)\b
             (?:\ (?:final|finale|correcta|correcte))?
-        ) (?: [*_]{0,2}\s?[:：=][*_]{0,2} | \s?(?:是|为|為|は|은|는) | \ (?:es|est|ist|è|é|is|är)\b )
+        ) [*_]{0,2} (?: \s?[:：=][*_]{0,2} | \s?(?:是|为|為|は|은|는|คือ) | \ (?:es|est|ist|lautet|è|é|is|är|هو|là)\b )
       | ^[#>*_ \t]{0,8} (?:ans|(?:final\ )?(?:result|value))\b [*_]{0,2} \s?[:=] [*_]{0,2}
     """,
     re.I | re.X | re.M,
@@ -492,7 +500,8 @@ _OFFER_AFTER = re.compile(
     re.I,
 )
 _OR_AFTER = re.compile(
-    r"\s{0,8}(?:[a-z]{1,12}\s)?[,.;:(\s]{0,6}(?:or|and/or|to|vs|versus)\b\W{0,6}(?:maybe|perhaps|possibly|even)?\W{0,8}\d",
+    r"\s{0,8}(?:[a-z]{1,12}\s)?[,.;:(\s]{0,6}(?:or|and/or|to|vs|versus|maybe|perhaps|possibly)\b\W{0,6}"
+    r"(?:maybe|perhaps|possibly|even)?\W{0,8}\d",
     re.I,
 )
 _NESTED_FORMS = frozenset(("boxed", "hash", "phrase", "a_colon"))
@@ -519,7 +528,13 @@ def _read(text: str, marker: Marker, limit: int) -> Reading | None:
 
 def _read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
     """Emphasis is an answer only if it begins with a number, or says that there is none; other emphasis is prose."""
-    return _read(text, marker, limit) if _interpret(text, marker.start, marker.stop, closed=False) else None
+    start, stop = marker.start, marker.stop
+    reading = _interpret(text, start, stop, closed=False)
+    if reading is None or (
+        reading.status == "malformed" and start < stop and text[start:stop].lower() not in _NOTHING
+    ):
+        return None
+    return _read(text, marker, limit)
 
 
 def _plain_value(number: str) -> int | Fraction:
@@ -546,18 +561,34 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
     first = _NOT_BLANK.search(text, start, stop)
     if first is None:
         return Reading(None, "malformed", (start, start))
-    if "\n" not in text[start : first.start()]:
-        return _interpret(text, start, stop, closed=False, ends=limit == len(text))
+    if "\n" not in text[start : first.start(1)]:
+        reading = _interpret(text, start, stop, closed=False, ends=limit == len(text))
+        return _read_last_sentence(text, marker, start) if reading is None else reading
     # Nothing stands on the marker's line. After `####` or `A:` that is nothing; after "The answer is:" or a heading the
     # number may stand on the next line, alone.
     if marker.form == "hash" or marker.start - marker.begin == 2:
         return Reading(None, "malformed", (start, start))
-    line = text.find("\n", first.start(), stop)
-    reading = _interpret(text, first.start(), stop if line < 0 else line, closed=False)
-    return reading if reading is None or reading.status != "malformed" else None
+    start = first.start(1)
+    if text.startswith("- ", start):  # an item of a list or a sign
+        return None
+    line = text.find("\n", start, stop)
+    reading = _interpret(text, start, stop if line < 0 else line, closed=False)
+    if reading is None:
+        return _read_last_sentence(text, marker, start)
+    return reading if reading.status != "malformed" else None
 
 
-_NOT_BLANK = re.compile(r"[^\s*_`:>#]")
+# what may stand between a marker and its number: white space, markup, the opening of a formula
+_NOT_BLANK = re.compile(r"(?:[\s*_`:>#$]|\\[\[(])*([^\s*_`:>#$])")
+_ONE_SENTENCE = re.compile(r"[^\n.?!]{0,120}(?:\.\d[^\n.?!]{0,40}){0,4}[.!]?\s{0,20}\Z")
+
+
+def _read_last_sentence(text: str, marker: Marker, start: int) -> Reading | None:
+    """`Answer: she makes $18 a day.`: one last sentence after a label, with a single number in it."""
+    if marker.form != "a_colon" or not _ONE_SENTENCE.match(text, start):
+        return None
+    reading = _interpret(text, start, len(text), closed=True)
+    return reading if reading is not None and reading.status == "ok" else None
 
 
 # --- numbers in text ------------------------------------------------------------------------------------------------
@@ -580,6 +611,7 @@ _MAGNITUDES = {
     "trillion": 10**12,
     "dozen": 12,
 }
+_SUFFIXES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}  # directly after a number: $1.8M
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS + _ONES)})"
 _TO_999 = rf"{_TO_99}(?:\shundred(?:\s(?:and\s)?{_TO_99})?)?"
 _NUMBER_WORDS = rf"(?:zero|{_TO_999}(?:\s(?:thousand|million|billion),?(?:\s(?:and\s)?{_TO_999})?){{0,3}})\b(?!\sof\b)"
@@ -604,9 +636,9 @@ _TOKEN = re.compile(
   | (?P<power> \^\s?(?:\{{\s?[+-]?\d{{1,3}}\s?\}}|[+-]?\d{{1,3}}) | [⁰¹²³⁴-⁹]+ )
   | (?P<degree> \^\s?\{{?\s?(?:\\circ|\\text\{{[a-z]+\}}|[a-z]+)\s?\}}? )
   | (?P<frac> \\[dtc]?frac )
-  | (?P<op> [-+*/×÷⋅·∗∕⁄] | \\(?:times|cdot|ast|div)\b | (?<=[\d\s])[xX](?=[\s\d($]) )
+  | (?P<op> (?!\+/?-)[-+*/×÷⋅·∗∕⁄] | \\(?:times|cdot|ast|div)\b | (?<=[\d\s])[xX](?=[\s\d($]) )
+  | (?P<relation> [<>≠≤≥±∞^\\]+ | !+ | \+/?- )
   | (?P<equals> ==? | = )
-  | (?P<relation> [<>≠≤≥±!∞^\\]+ )
   | (?P<open> [(\[{{] ) | (?P<close> [)\]}}] )
   | (?P<entity> &(?:\#\d{{1,6}}|[a-zA-Z]{{2,8}}); )
   | (?P<sentence> [.?。] )
@@ -645,7 +677,7 @@ _TO_ASCII = _SameLength()
 Token = tuple[str, object, int, int]  # kind, value, start, stop
 
 
-def _tokenise(text: str, start: int, stop: int) -> list[Token]:
+def _tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
     piece = text[start:stop]
     if not piece.isascii():
         piece = piece.translate(_TO_ASCII)
@@ -675,6 +707,10 @@ def _tokenise(text: str, start: int, stop: int) -> list[Token]:
             kind, value = "number", _number_of_words(found)
         elif kind == "word":
             value = found.lower()
+            if tokens and tokens[-1][0] == "number" and tokens[-1][3] == start + match.start():
+                value = _SUFFIXES.get(found, value)
+        elif kind == "relation" and found[0] == "!" and not closed:
+            kind = "sentence"  # "The answer is 18!" is no factorial
         elif kind == "op":
             value = _OPERATORS.get(found.lower(), found)
         elif kind == "power":
@@ -754,7 +790,7 @@ def _interpret(text: str, start: int, stop: int, closed: bool, ends: bool = True
         ends (`bool`):
             Whether nothing follows the content (and not a marker that may hold the second offer).
     """
-    tokens = _tokenise(text, start, stop)
+    tokens = _tokenise(text, start, stop, closed)
     n = len(tokens)
     malformed = Reading(None, "malformed", (start, stop if closed else start))
     i, prose, sign, numbered = 0, 0, 1, False
@@ -977,7 +1013,7 @@ def _power(tokens: list[Token], value: int | Fraction, i: int) -> tuple[int | Fr
         if abs(exponent) > _MAX_POWER or (exponent < 0 and value == 0) or abs(value) > 10**20:
             return None, i + 1
         value, i = Fraction(value) ** exponent, i + 1
-    if i < len(tokens) and tokens[i][1] == "!":
+    if i < len(tokens) and tokens[i][:2] == ("relation", "!"):
         return None, i + 1
     while i < len(tokens) and tokens[i][0] == "word" and tokens[i][1] in _MAGNITUDES:
         value, i = value * _MAGNITUDES[tokens[i][1]], i + 1
@@ -993,8 +1029,11 @@ def _beside(tokens: list[Token], i: int, value: int | Fraction, closed: bool, se
     gap: list[Token] = []
     while i < len(tokens):
         kind = tokens[i][0]
-        if kind == "relation" and not gap:
-            return "malformed"  # 18 ± 1, 18!
+        if kind == "relation" and (closed or not any(token[0] == "word" for token in gap)):
+            return "malformed"  # 18 ± 1, 18!, 0.\\overline{3}
+        if kind == "op" and not gap and tokens[i][1] in ("+", "*") and tokens[i + 1 : i + 2]:
+            if tokens[i + 1][0] == "word":
+                return "malformed"  # 10 + John's age
         if _starts_number(tokens, i):
             if kind == "open":
                 inner, j = _expression(tokens, i + 1)

@@ -153,12 +153,12 @@ def _plain_symbols(expr: str) -> str:
 def _latex_command(match: re.Match) -> str:
     name, symbol = match.groups()
     if symbol is not None:
-        return " " if symbol in _LATEX_LAYOUT else {"{": "(", "}": ")", "$": "$"}.get(symbol, match.group())
+        return " " if symbol in _LATEX_LAYOUT else {"{": "(", "}": ")", "$": "$", "*": "*"}.get(symbol, match.group())
     return _LATEX.get(name, match.group())
 
 
 _BOXED = re.compile(r"[\s$]*\\f?boxed\s*\{(.*)\}[\s$]*", re.S)
-_BRACED = re.compile(r"\\[dtc]?frac\s*\{|\\f?boxed\s*\{|\{|\}\s*\{|\}")
+_BRACED = re.compile(r"\\[dtc]?frac\s*\{|\\(?:f?boxed|(?:text|math)(?:bf|rm)?)\s*\{|\{|\}\s*\{|\}")
 
 
 def _fractions_and_boxes(expr: str) -> str:
@@ -188,7 +188,7 @@ def _fractions_and_boxes(expr: str) -> str:
 def _without_layout(expr: str) -> str:
     """Drop what surrounds an expression without being part of it: label, dollars, bold, final period; `x` is times."""
     expr = _LABEL.sub("", expr, count=1) if expr[:1].isspace() or expr[:1].isalpha() else expr
-    expr = expr.strip().strip("$`").strip()
+    expr = expr.strip().strip("$`\"'“”").strip()
     if expr.startswith("**") and expr.endswith("**"):
         expr = expr[2:-2].strip()
     expr = expr[:-1] if expr[-1:] in (".", ";", "。") else expr
@@ -296,5 +296,5 @@ def _apply(operator: str, operands: list) -> None:
     elif operator == "*":
         operands[-1] = left * right
     else:
-        quotient = Fraction(left, right)
-        operands[-1] = quotient.numerator if quotient.denominator == 1 else quotient
+        whole, remainder = divmod(left, right)
+        operands[-1] = Fraction(left, right) if remainder else whole
