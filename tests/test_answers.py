@@ -15,7 +15,7 @@ def value(text, **options):
     return extract(text, **options).value
 
 
-# --- the same number is the same number -----------------------------------------------------------------------------
+# --- the same number is the same number ------------------------------------------------------------------------------
 
 SPELLINGS = [
     # separators
@@ -163,7 +163,7 @@ def test_another_number_is_never_read_out_of_an_answer(text, wrong):
     assert value(text) != wrong
 
 
-# --- which statement is the final one -------------------------------------------------------------------------------
+# --- which statement is the final one --------------------------------------------------------------------------------
 
 FINAL = [
     # every form
@@ -247,7 +247,7 @@ def test_the_last_statement_outside_thinking_is_the_answer(text, expected, form)
     assert (found.value, found.form) == (expected, form)
 
 
-# --- nothing is nothing -----------------------------------------------------------------------------------------------
+# --- nothing is nothing ----------------------------------------------------------------------------------------------
 
 NO_MARKER = [
     "",
@@ -308,7 +308,7 @@ def test_an_empty_or_malformed_marker_is_no_answer_and_nothing_stands_in(text, a
     assert (found.value, found.status) == (None, "malformed")
 
 
-# --- hedging ------------------------------------------------------------------------------------------------------------
+# --- hedging ---------------------------------------------------------------------------------------------------------
 
 TWO_OFFERS = [
     "{a} or {b}",
@@ -384,7 +384,7 @@ def test_markers_of_different_forms_side_by_side_are_a_hedge():
     assert extract("The answer is 7.\n\\boxed{9}").status == "hedged"
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
+# --- options ---------------------------------------------------------------------------------------------------------
 
 BARE = [
     ("9 * 2 = 18", 18),
@@ -437,7 +437,7 @@ def test_what_is_no_text_has_no_answer(text):
     assert extract(text).status == "none"
 
 
-# --- properties -------------------------------------------------------------------------------------------------------
+# --- properties ------------------------------------------------------------------------------------------------------
 
 PIECES = [
     *(
@@ -545,7 +545,7 @@ def test_every_fraction_is_read_exactly(number):
     assert value(f"#### {number.numerator}/{number.denominator}") == number
 
 
-# A slow, obvious reading of well-formed texts: a list of sentences, each a marker, prose or a joint, interpreted one by
+# A slow, obvious reading of well-formed texts: a list of sentences, each a marker or prose, interpreted one by
 # one. It shares no code with the extractor.
 
 SENTENCES = {
