@@ -1,5 +1,6 @@
 """What a run leaves behind can be read again, and nothing of an earlier run is lost."""
 
+import io
 import json
 import math
 
@@ -62,7 +63,7 @@ def test_the_table_shows_before_after_classes_and_the_blind_policy():
         "accuracy_before": figure, "accuracy_after": None, "greedy_before": figure, "greedy_after": figure,
         "pass_at_k_before": 0.7, "pass_at_k_after": 0.8, "by_kind_before": {"+": 0.1, "-": 0.2}, "by_kind_after": None,
     }  # fmt: skip
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(report.table_before_after(summary))
     text = console.export_text()
     assert "0.500 [0.400, 0.600]" in text
@@ -74,7 +75,7 @@ def test_the_table_shows_before_after_classes_and_the_blind_policy():
 def test_samples_show_hostile_text_as_it_is():
     """Markup, escapes and long lines in a completion neither break nor colour the table."""
     record = {"prompt": "[bold]P[/nope]", "correct": [1.0], "sampled_completion": "[red]\x1b[31m" + "x" * 5000}
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     report.print_samples(console, [record], None)
     text = console.export_text()
     assert "[bold]P[/nope]" in text

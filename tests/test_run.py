@@ -89,7 +89,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_plot_and_the_run_goes_on(tiny_recipe
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert time.monotonic() < deadline and process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
