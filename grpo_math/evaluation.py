@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
+from transformers import StoppingCriteriaList, StopStringCriteria
 from trl.data_utils import is_conversational
 
 from grpo_math.generation import decode
@@ -136,7 +137,13 @@ def prompt_ids(
 
 @torch.no_grad()
 def generate(
-    model: Any, tokenizer: Any, ids: Sequence[list[int]], batch_size: int, progress: str | None = None, **generation
+    model: Any,
+    tokenizer: Any,
+    ids: Sequence[list[int]],
+    batch_size: int,
+    stop_strings: Sequence[str] = (),
+    progress: str | None = None,
+    **generation,
 ) -> list[str]:
     """Completions of tokenised prompts, in order.
 
@@ -148,12 +155,14 @@ def generate(
         tokenizer: its tokenizer, padding on the left.
         ids: token ids of each prompt.
         batch_size: completions generated at once.
+        stop_strings: a completion ends after one of these.
         progress: label of the progress bar; None for none.
-        generation: arguments of `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `stop_strings`, ...
+        generation: arguments of `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, ...
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     texts = [""] * len(ids)
     device = next(model.parameters()).device
+    criteria = [StopStringCriteria(tokenizer, list(stop_strings))] if stop_strings else []
     for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
         chosen = order[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")
@@ -161,7 +170,7 @@ def generate(
             **batch.to(device),
             pad_token_id=tokenizer.pad_token_id,
             custom_generate=decode,  # samples of one prompt stand side by side and share its prefill
-            tokenizer=tokenizer,
+            stopping_criteria=StoppingCriteriaList(criteria),
             **generation,
         )
         completions = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -203,7 +212,7 @@ def measure(
         max_new_tokens: longest completion.
         sampling: `temperature`, `top_p`, `top_k`, ... of the training run.
         chat_template_kwargs: arguments of the chat template.
-        stop_strings: a completion may end after one of these, since what follows is not read.
+        stop_strings: what follows one of these in a completion is not read, so it may end there.
         process: this process's rank and the number of processes; rows are shared out and gathered.
         label: shown on the progress bars.
     """
@@ -217,7 +226,7 @@ def measure(
     progress = (lambda kind: f"{label} {kind}") if rank == 0 and label else (lambda kind: None)
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed * world + rank)
-        shared = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, stop_strings=list(stop_strings) or None)
+        shared = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, stop_strings=stop_strings)
         sampled = generate(
             model,
             tokenizer,

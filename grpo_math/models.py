@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import tempfile
@@ -214,21 +215,20 @@ def float32_adapter(model: PreTrainedModel) -> None:
 
 # --- the built-in tiny model ------------------------------------------------------------------------------------------
 
-# Two-number Countdown over a vocabulary of words. Each set of numbers admits all three operators, so the numbers alone
-# tell a policy nothing about which one is asked for.
+# Two-number Countdown over a vocabulary of words: each operator equally often, exactly one of them right.
 TINY_TASK = dict(
     task="countdown",
     dataset_path="generated",
     prompt_style="compact",
     countdown_operands=[2],
     countdown_min=1,
-    countdown_max=99,
+    countdown_max=50,
     countdown_operators="+-*",
     countdown_target_min=0,
-    countdown_target_max=399,
-    train_size=1700,
+    countdown_target_max=199,
+    train_size=2000,
     countdown_unique=True,
-    countdown_balance="numbers",
+    countdown_balance="classes",
 )
 # Llama and not Qwen2: transformers loads a tokenizer of its own for Qwen2, whatever the folder says.
 TINY_SHAPE = dict(
@@ -315,6 +315,7 @@ def make_tiny_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TINY_WARMUP["seed"])
         model = LlamaForCausalLM(config).float()
+        _embed_numbers(model, tokenizer)
         optimizer = torch.optim.AdamW(model.parameters(), lr=TINY_WARMUP["learning_rate"])
         # Problems from the generator's training side only: no held-out problem is ever shown.
         rows, _ = countdown.load_rows(tiny_task_config(heldout_size=0))
@@ -333,6 +334,19 @@ def make_tiny_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
+
+
+@torch.no_grad()
+def _embed_numbers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Start the number words at sinusoids of their value (periods from 4 to 1,600, as of positions in Vaswani et al. 2017,
+    arXiv 1706.03762, section 3.5), so that near numbers are alike and their order need not be learnt word by word."""
+    weight = model.get_input_embeddings().weight  # (V, H)
+    numbers = {int(word): i for word, i in tokenizer.get_vocab().items() if word.isdecimal()}
+    values = torch.tensor(list(numbers), dtype=torch.float32)  # (N,)
+    periods = torch.logspace(math.log10(4), math.log10(1600), weight.shape[1] // 2)  # (H/2,)
+    angles = 2 * math.pi * values[:, None] / periods  # (N, H/2)
+    scale = model.config.initializer_range * math.sqrt(2)  # the standard deviation of the other words
+    weight[list(numbers.values())] = scale * torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _warmup_line(row: dict, rng: random.Random) -> tuple[str, str]:

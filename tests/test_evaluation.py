@@ -69,6 +69,18 @@ def test_generation_does_not_depend_on_batching(tiny):
     assert all(text.startswith("<answer>") for text in one[:4])
 
 
+def test_a_completion_may_end_at_a_stop_string(small_chat_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(small_chat_model), AutoTokenizer.from_pretrained(small_chat_model)
+    ids = prompt_ids(tokenizer, ["one", "and two"])
+    (whole, other) = generate(model, tokenizer, ids, batch_size=2, max_new_tokens=12, do_sample=False)
+    mark = whole[5]
+    stopped = generate(model, tokenizer, ids, batch_size=2, stop_strings=[mark], max_new_tokens=12, do_sample=False)
+    assert stopped[0] == whole[: whole.index(mark) + 1]
+    assert other.startswith(stopped[1])
+
+
 def test_measuring_changes_neither_the_random_state_nor_the_mode(tiny):
     model, tokenizer = tiny
     config = models.tiny_task_config(train_size=10, heldout_size=12)

@@ -133,6 +133,18 @@ def test_countdown_with_think_prefill_and_a_kl(tmp_path, small_chat_model, short
     assert "kl" in report.read_jsonl(folder / "metrics.jsonl")[-1]
 
 
+def test_a_base_model_with_plain_prompts(tmp_path, gsm8k_folder, small_chat_model, short):
+    """report_gsm8k.yaml as written but for the model, its size and the rows: plain prompts, every weight, 8-bit AdamW."""
+    code = run(
+        ROOT / "recipes" / "report_gsm8k.yaml", tmp_path / "out", *short, "--model_name_or_path", str(small_chat_model),
+        "--dataset_path", str(gsm8k_folder), "--max_completion_length", "16", "--fewshot", "1",
+    )  # fmt: skip
+    assert code == 0
+    record = report.read_jsonl(tmp_path / "out" / "completions.jsonl")[0]
+    assert record["prompt"].count("Problem:") == 2
+    assert set(record["rewards"]) == {"gsm8k_exact_match"}
+
+
 def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
