@@ -156,6 +156,7 @@ def _words(words: str) -> frozenset[str]:
 
 
 def _state(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
+    """The final statement of a text without thinking, by the stated precedence: markers, labels, bold, bare."""
     stated = final_reading(text, markers_from_the_end(text, forms), _read)
     if stated is None and ("phrase" in forms or "a_colon" in forms):
         stated = final_reading(text, _last_labels(text, forms), _read)
@@ -323,8 +324,8 @@ _LINE_START = re.compile(r"(?:\A|\n)[\s#>*_-]{0,12}(?:(?:the|my|final|correct)\s
 _BEFORE_A_COLON = re.compile(r"(?:\A|\n|[.!?)]\s|\b(?:or|and)\s)[\s#>*_-]{0,8}\Z", re.I)
 # "some say that the answer is 18" states nothing
 _DISTANCED = re.compile(
-    r"""\b(?: (?:some|people|others|many|you|they|someone|anyone|one)\b [^.!?,;\n]{0,24}
-              \b(?:say|think|claim|believe|argue|guess|assume|conclude|expect|get)s?
+    r"""\b(?: (?:some|people|others|many|they|someone|anyone)\b [^.!?,;\n]{0,24}
+              \b(?:say|think|claim|believe|argue|guess|assume|conclude)s?
           | (?:wrong|incorrect|false|mistake|error|not\ (?:true|right|correct))\b [^.!?,;\n]{0,16} \bthat
           | (?:don't|doesn't|didn't|not)\ (?:think|believe|mean)
           | (?:first|initial|original|previous|earlier|old|wrong|incorrect|other)
@@ -567,10 +568,10 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
     first = _NOT_BLANK.search(text, start, stop)
     if first is None:
         return Reading(None, "malformed", (start, start))
-    if stop < limit and text[stop - 1].isdigit():  # the window must not cut a number short
-        return Reading(None, "malformed", (start, stop))
     if "\n" not in text[start : first.start(1)]:
         reading = _interpret(text, start, stop, closed=False, ends=limit == len(text))
+        if reading is not None and reading.span[1] == stop < limit:  # the window may have cut the number short
+            return Reading(None, "malformed", reading.span)
         return _read_last_sentence(text, marker, start) if reading is None else reading
     # Nothing stands on the marker's line. After `####` or `A:` that is nothing; after "The answer is:" or a heading
     # the number may stand on the next line, alone.
@@ -1132,6 +1133,6 @@ def _bare(text: str) -> tuple[str, Reading] | None:
 
 
 def _is_unit_digit(text: str, match: re.Match) -> bool:
-    """The 2 of `m2` and `m^2`."""
+    """Whether this is the 2 of `m2` or `m^2`."""
     before = text[max(0, match.start() - 1) : match.start()]
     return before == "^" or before.isalpha()
