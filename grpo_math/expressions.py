@@ -87,7 +87,7 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all", spellings: bool 
             `"all"`: every number exactly once. `"subset"`: each at most once.
         spellings (`bool`, *optional*, defaults to `True`):
             Whether other spellings of a symbol (`x × ÷ − \times \div \frac`, brackets, other scripts' digits) and
-            layout (a label, `$`, `**`, a final period) are read; `False` leaves digits, `+ - * / ( ) =` and white space.
+            layout (a label, `$`, `**`, a final period) are read; `False` leaves digits, `+-*/()=` and white space.
 
     Returns:
         [`Evaluation`]: never raises on an expression, whatever it is; linear in its length.
