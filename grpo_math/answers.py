@@ -704,7 +704,7 @@ def _tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
             continue
         if kind == "entity":
             char = html.unescape(found)
-            if char.isspace() or unicodedata.category(char[0]) == "Sc":
+            if not char or char.isspace() or unicodedata.category(char[0]) == "Sc":  # &#1; is no character
                 continue
             kind, value = ("op", char) if char in "-+*/×÷−–" else ("relation" if char.isalnum() else "other", char)
         if kind == "number":

@@ -136,13 +136,13 @@ def _tokenise(expr: str) -> list[str]:
     """Integers and single characters, after other spellings are brought to `0-9 + - * / ( ) =`."""
     if "\\" in expr or not expr.isascii():
         expr = _plain_symbols(expr)
-    tokens = _TOKEN.findall(expr)
-    if not tokens or (tokens[0] != "*" and _ALPHABET.issuperset("".join(tokens))):
-        return tokens
+    if _PLAIN.fullmatch(expr):
+        return _TOKEN.findall(expr)
     return _TOKEN.findall(_without_layout(expr))
 
 
 _ALPHABET = frozenset("0123456789+-*/()=")
+_PLAIN = re.compile(r"\s*(?!\*)[\d+\-*/()=\s]*")  # one that begins with ** may be bold
 
 
 def _plain_symbols(expr: str) -> str:

@@ -506,6 +506,7 @@ texts = st.one_of(st.text(max_size=200), st.lists(st.sampled_from(PIECES), max_s
 @given(texts, st.booleans())
 @example("\ud800", True)
 @example("İ" * 3 + "#### 7", False)
+@example("\\boxed{&#1;7}", False)
 def test_extraction_never_raises_and_is_consistent(text, allow_bare):
     found = extract(text, allow_bare=allow_bare)
     assert found.status in ("ok", "none", "hedged", "malformed")
