@@ -142,7 +142,7 @@ def _tokenise(expr: str) -> list[str]:
 
 
 _ALPHABET = frozenset("0123456789+-*/()=")
-_PLAIN = re.compile(r"\s*(?!\*)[\d+\-*/()=\s]*")  # one that begins with ** may be bold
+_PLAIN = re.compile(r"(?!\s*\*)[\d+\-*/()=\s]*")  # one that begins with ** may be bold
 
 
 def _plain_symbols(expr: str) -> str:
