@@ -442,7 +442,8 @@ def worst_inputs(size: int) -> tuple[int, list[tuple[float, float, str, str]]]:
     for _, name, frame, unit in found[:12]:
         full = seconds(rewards[name], frame, unit, size, 3)
         quarter = seconds(rewards[name], frame, unit, size // 4, 3)
-        slowest.append((full, full / quarter, name, frame.format(f"{unit!r} x {size // len(unit):,}")))
+        shown = frame.replace("\n", "\\n").format(f"{unit!r} x {size // len(unit):,}")
+        slowest.append((full, full / quarter, name, shown))
     return len(found), sorted(slowest, reverse=True)
 
 

@@ -704,7 +704,7 @@ def _tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
             continue
         if kind == "entity":
             char = html.unescape(found)
-            if char.isspace() or unicodedata.category(char[0]) == "Sc":
+            if not char or char.isspace() or unicodedata.category(char[0]) == "Sc":  # &#1; is no character
                 continue
             kind, value = ("op", char) if char in "-+*/×÷−–" else ("relation" if char.isalnum() else "other", char)
         if kind == "number":
@@ -1051,6 +1051,10 @@ def _beside(tokens: list[Token], i: int, value: int | Fraction, closed: bool, se
                     i = _after_bracket(tokens, i)
                     continue
             other, _, j = _equation(tokens, i)
+            if other is None and kind == "frac":  # a unit: \\frac{\\text{km}}{\\text{h}}
+                gap.append(tokens[i])
+                i += 1
+                continue
             if other == value:
                 gap, i = [], j
                 continue
@@ -1084,11 +1088,11 @@ def _is_offer(gap: list[Token], signed: bool, alone: bool, closed: bool) -> bool
         words.pop()  # 18 or the answer is 20
     if not words or words[-1] in _JOINERS:
         return True
-    kinds = [token[0] for token in gap]
+    kinds = [token[0] for token in gap if token[0] not in ("open", "close")]
     if signed or (kinds[-1] == "comma" and gap[-1][1] not in ":："):  # 18 eggs, 20 eggs; 18 eggs - 20 eggs
         return len(words) <= 3
     if kinds[-2:] == ["word", "equals"]:  # x = 18, y = 20
-        return len(kinds) == 2 or kinds[-3] == "comma" or gap[-3][1] in _JOINERS
+        return len(kinds) == 2 or kinds[-3] == "comma" or words[-2:-1] == ["and"]
     return kinds == ["word"] and words[0] not in _PREPOSITIONS  # 2 h 30 min
 
 

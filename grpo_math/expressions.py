@@ -73,7 +73,7 @@ class Evaluation(NamedTuple):
     status: str
 
 
-def evaluate(expr: str, nums: Iterable[int], mode: str = "all") -> Evaluation:
+def evaluate(expr: str, nums: Iterable[int], mode: str = "all", spellings: bool = True) -> Evaluation:
     r"""
     Evaluate a Countdown expression exactly and check which numbers it uses.
 
@@ -85,6 +85,9 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all") -> Evaluation:
             The numbers of the problem.
         mode (`str`, *optional*, defaults to `"all"`):
             `"all"`: every number exactly once. `"subset"`: each at most once.
+        spellings (`bool`, *optional*, defaults to `True`):
+            Whether other spellings of a symbol (`x × ÷ − \times \div \frac`, brackets, other scripts' digits) and
+            layout (a label, `$`, `**`, a final period) are read; `False` leaves digits, `+-*/()=` and white space.
 
     Returns:
         [`Evaluation`]: never raises on an expression, whatever it is; linear in its length.
@@ -94,15 +97,17 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all") -> Evaluation:
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
-    value, status = exact_value(expr, nums, mode)
+    value, status = exact_value(expr, nums, mode, spellings)
     return Evaluation(None if value is None else Fraction(value), status)
 
 
-def exact_value(expr: str, nums: Iterable[int], mode: str) -> tuple[int | Fraction | None, str]:
+def exact_value(
+    expr: str, nums: Iterable[int], mode: str, spellings: bool = True
+) -> tuple[int | Fraction | None, str]:
     """What [`evaluate`] returns, but that a whole number may still be an `int`."""
     if len(expr) > _MAX_LENGTH:
         return None, "malformed"
-    tokens = _tokenise(expr)
+    tokens = _tokenise(expr) if spellings else _TOKEN.findall(expr)
     if not tokens:
         return None, "none"
     claim = None
@@ -110,6 +115,8 @@ def exact_value(expr: str, nums: Iterable[int], mode: str) -> tuple[int | Fracti
         tokens, claim = _split_claim(tokens)
         if claim is None:
             return None, "malformed"
+    if not spellings and not _ALPHABET.issuperset("".join(tokens)):
+        return None, "malformed"
     # The numbers come before the arithmetic: what passes is as short as the problem, so the value stays small.
     used = [token for token in tokens if token.isdecimal()]
     if not used:
@@ -129,13 +136,13 @@ def _tokenise(expr: str) -> list[str]:
     """Integers and single characters, after other spellings are brought to `0-9 + - * / ( ) =`."""
     if "\\" in expr or not expr.isascii():
         expr = _plain_symbols(expr)
-    tokens = _TOKEN.findall(expr)
-    if not tokens or (tokens[0] != "*" and _ALPHABET.issuperset("".join(tokens))):
-        return tokens
+    if _PLAIN.fullmatch(expr):
+        return _TOKEN.findall(expr)
     return _TOKEN.findall(_without_layout(expr))
 
 
 _ALPHABET = frozenset("0123456789+-*/()=")
+_PLAIN = re.compile(r"(?!\s*\*)[\d+\-*/()=\s]*")  # one that begins with ** may be bold
 
 
 def _plain_symbols(expr: str) -> str:

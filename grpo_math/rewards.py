@@ -163,13 +163,14 @@ _NOT_MATCHED = re.compile(r"[\s,$%\\*_`]")
 class _CountdownAccuracy(_Reward):
     statuses = (*_Reward.statuses, "numbers", "undefined", "claim")
 
-    def __init__(self, name: str, mode: str, forms: Sequence[str], allow_bare: bool):
+    def __init__(self, name: str, mode: str, forms: Sequence[str], allow_bare: bool, spellings: bool):
         super().__init__(name)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
         self.mode = mode
         self.forms = check_forms(forms, COUNTDOWN_FORMS)
         self.allow_bare = allow_bare
+        self.spellings = spellings
 
     def __call__(
         self,
@@ -203,12 +204,12 @@ class _CountdownAccuracy(_Reward):
                 stop = min(limit, start + _LINE)
                 line = text.find("\n", start, stop)
                 stop = stop if line < 0 else line
-            return Reading(*exact_value(text[start:stop], nums, self.mode), (start, stop))
+            return Reading(*exact_value(text[start:stop], nums, self.mode, self.spellings), (start, stop))
 
         def state(text: str) -> Stated | None:
             stated = answers.final_reading(text, answers.markers_from_the_end(text, self.forms), read)
             if stated is None and self.allow_bare:
-                stated = _bare_expression(text, nums, self.mode)
+                stated = _bare_expression(text, nums, self.mode, self.spellings)
             return stated
 
         return answers.first_stated(text, state)
@@ -230,7 +231,7 @@ _BARE_TAIL = 10_000
 _EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
 
 
-def _bare_expression(text: str, nums: Sequence[int], mode: str) -> Stated | None:
+def _bare_expression(text: str, nums: Sequence[int], mode: str, spellings: bool) -> Stated | None:
     """The last line that is nothing but an expression; one of another value directly above it makes it a hedge."""
     final = None
     stop = len(text)
@@ -239,7 +240,7 @@ def _bare_expression(text: str, nums: Sequence[int], mode: str) -> Stated | None
         if text[start:stop].strip():
             value, status = None, "malformed"
             if stop - start <= _LINE and _EXPRESSION_LINE.match(text, start, stop):
-                value, status = exact_value(text[start:stop], nums, mode)
+                value, status = exact_value(text[start:stop], nums, mode, spellings)
             if final is None and status != "malformed":
                 final = Reading(value, status, (start, stop))
             elif final is not None:
@@ -333,6 +334,7 @@ def get_countdown_accuracy(
     mode: str = "all",
     forms: Sequence[str] = _COUNTDOWN_DEFAULT,
     allow_bare: bool = False,
+    spellings: bool = True,
     name: str = "countdown_accuracy",
 ) -> Callable[..., list[float | None]]:
     """
@@ -346,6 +348,8 @@ def get_countdown_accuracy(
         allow_bare (`bool`, *optional*, defaults to `False`):
             Whether in a completion without any marker the last line that is nothing but an expression is the answer
             (prompt style `plain` and the built-in tiny model, which write `17 - 5`).
+        spellings (`bool`, *optional*, defaults to `True`):
+            Whether `x × ÷ − \\times \\div \\frac{}{}` and layout are read, see [`~grpo_math.expressions.evaluate`].
         name (`str`, *optional*, defaults to `"countdown_accuracy"`):
             Its `__name__`, which prefixes what it logs; two of them in one trainer need different names.
 
@@ -361,13 +365,14 @@ def get_countdown_accuracy(
         [1.0]
         ```
     """
-    return _CountdownAccuracy(name, mode, forms, allow_bare)
+    return _CountdownAccuracy(name, mode, forms, allow_bare, spellings)
 
 
 def get_countdown_proximity(
     mode: str = "all",
     forms: Sequence[str] = _COUNTDOWN_DEFAULT,
     allow_bare: bool = False,
+    spellings: bool = True,
     name: str = "countdown_proximity",
 ) -> Callable[..., list[float | None]]:
     """
@@ -377,7 +382,7 @@ def get_countdown_proximity(
     target's size, and 0 where there is no valid expression. Arguments, return value and errors are those of
     [`get_countdown_accuracy`].
     """
-    return _CountdownProximity(name, mode, forms, allow_bare)
+    return _CountdownProximity(name, mode, forms, allow_bare, spellings)
 
 
 gsm8k_accuracy = get_gsm8k_accuracy()

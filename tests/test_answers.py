@@ -51,6 +51,7 @@ SPELLINGS = [
     ("\\boxed{7^\\circ}", 7),
     ("\\boxed{7\\text{ km/h}}", 7),
     ("\\boxed{7 \\mathrm{~cm}^{2}}", 7),
+    ("\\boxed{7 \\frac{\\text{km}}{\\text{h}}}", 7),
     ("<answer>7 eggs per day</answer>", 7),
     ("<answer>She makes $7</answer>", 7),
     ("The answer is 7 muffins, because the dog ate 3.", 7),
@@ -154,6 +155,7 @@ NEIGHBOURS = [
     ("The answer is &#55;2.", 2),
     ("The answer is 2 hours and 30 minutes.", 30),
     ("The answer is 2 h 30 min.", 2),
+    ("\\boxed{2 \\text{ hours } 30 \\text{ minutes}}", 2),
     ("The answer is 5 feet 7 inches.", 7),
     ("#### 7 ± 1", 7),
 ]
@@ -504,6 +506,7 @@ texts = st.one_of(st.text(max_size=200), st.lists(st.sampled_from(PIECES), max_s
 @given(texts, st.booleans())
 @example("\ud800", True)
 @example("İ" * 3 + "#### 7", False)
+@example("\\boxed{&#1;7}", False)
 def test_extraction_never_raises_and_is_consistent(text, allow_bare):
     found = extract(text, allow_bare=allow_bare)
     assert found.status in ("ok", "none", "hedged", "malformed")

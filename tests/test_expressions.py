@@ -62,6 +62,7 @@ VALID = [
     # decoration
     ("Expression: 2+6", [2, 6], 8),
     ("**2+6**", [2, 6], 8),
+    (" **2+6**", [2, 6], 8),
     ("`2+6`", [2, 6], 8),
     ("\\text{2+6}", [2, 6], 8),
     ("2+6.", [2, 6], 8),
@@ -121,6 +122,24 @@ def test_numbers_are_used_as_the_mode_says():
         assert evaluate(expr, [2, 6, 9], mode="subset").status == in_subset, expr
     assert evaluate("3+3", [3, 3]).value == 6
     assert evaluate("3+3+3", [3, 3], mode="subset").status == "numbers"
+
+
+def test_other_spellings_are_an_option():
+    for expr in (
+        "2×6",
+        "2 x 6",
+        "2 \\times 6",
+        "\\frac{2}{6}",
+        "２+6",
+        "$2+6$",
+        "[2+6]",
+        "2−6",
+        "2+6.",
+        "Answer: 2+6",
+    ):
+        assert evaluate(expr, [2, 6]).status == "ok", expr
+        assert evaluate(expr, [2, 6], spellings=False).value is None, expr
+    assert evaluate("-(2 + 6) = -8", [2, 6], spellings=False).value == -8
 
 
 def test_an_unknown_mode_is_an_error():

@@ -132,6 +132,13 @@ def test_countdown_reads_expressions_in_boxes_tags_and_after_hashes():
     assert phrase(completions[-1:], nums=[[3, 5, 7]], target=[56]) == [1.0]
 
 
+def test_countdown_spellings():
+    for spellings, expected in ((True, 1.0), (False, 0.0)):
+        reward = get_countdown_accuracy(spellings=spellings, allow_bare=True)
+        assert reward(["<answer>3×5</answer>", "3×5"], nums=[[3, 5]] * 2, target=[15] * 2) == [expected] * 2
+        assert reward(["<answer>3*5</answer>", "3*5"], nums=[[3, 5]] * 2, target=[15] * 2) == [1.0] * 2
+
+
 def test_countdown_modes():
     for mode, expected in (("all", 0.0), ("subset", 1.0)):
         assert get_countdown_accuracy(mode=mode)(["<answer>3*5</answer>"], nums=[[3, 5, 7]], target=[15]) == [expected]
