@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import common
@@ -134,7 +134,7 @@ def measure(names: list[str], rounds: int, bf16: bool) -> dict[str, list[dict]]:
         out = Path(temporary)
         folder = common.smollm2_folder(out)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         for name in names:
             case = CASES[name]
             step(False, case, model, tokenizer, 0, bf16, out)  # the first step of a process is slower

@@ -57,9 +57,7 @@ def test_each_distinct_prompt_is_run_once_and_finished_rows_leave():
     )
     set_seed(0)
     with decoding_with(model, **BOTH):
-        output = model.generate(
-            **inputs, generation_config=config(do_sample=True, max_new_tokens=24, eos_token_id=[1])
-        )
+        output = model.generate(**inputs, generation_config=config(do_sample=True, max_new_tokens=24, eos_token_id=[1]))
     lengths = [(row != 1).int().cumprod(0).sum().item() + 1 for row in output[:, 3:]]
     assert shapes[0] == (2, 3)
     running = [sum(length > step for length in lengths) for step in range(1, len(shapes))]
