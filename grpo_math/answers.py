@@ -40,7 +40,7 @@ FORMS = ("boxed", "answer", "hash", "phrase", "a_colon", "bold")
 
 # A statement of a final answer is short. What lies further from its marker is not read, which bounds time and memory.
 _WINDOW = 300
-_MAX_DIGITS = 400
+_MAX_DIGITS = 250
 _MAX_EXPONENT = 400
 
 
@@ -128,7 +128,7 @@ def first_stated(text: str, state: Callable[[str], Stated | None]) -> Stated | N
 
     Only if nothing is stated before that place (a problem that is repeated before it is solved) all of it is read.
     """
-    visible = hide_thinking(text) if isinstance(text, str) else ""
+    visible = hide_thinking(text.rstrip()) if isinstance(text, str) else ""
     stop = run_on(visible)
     return (state(visible[:stop]) if stop is not None else None) or state(visible)
 
@@ -147,11 +147,16 @@ def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset
 _ALL_FORMS = frozenset(FORMS)
 
 
-def _words(listed: str) -> frozenset[str]:
-    return frozenset(listed.split())
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
+
+
+def _words(words: str) -> frozenset[str]:
+    return frozenset(words.split())
 
 
 def _state(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
+    """The final statement of a text without thinking, by the stated precedence: markers, labels, bold, bare."""
     stated = final_reading(text, markers_from_the_end(text, forms), _read)
     if stated is None and ("phrase" in forms or "a_colon" in forms):
         stated = final_reading(text, _last_labels(text, forms), _read)
@@ -225,8 +230,8 @@ _LEAD_IN = " \t\r\n*_`$:\\([{\"'"
 
 # Words that join two offers, and words that only lead in to the second one ("so the final answer is").
 _JOINERS = _words(
-    "or and to through till until vs versus either maybe perhaps possibly probably alternatively otherwise else also even "
-    "but could be might o ou oder und y e et и или або または 或 或者 和 및 또는"
+    "or and to through till until vs versus either maybe perhaps possibly probably alternatively otherwise else also "
+    "even but could be might o ou oder und y e et и или або または 或 或者 和 및 또는"
 )
 _LEADS = _words(
     "a so thus therefore hence then finally the my final correct answer result is that it text textbf mathrm quad br"
@@ -243,17 +248,17 @@ def _offered_before(text: str, at: int, value: int | Fraction) -> bool:
     near = text[max(0, at - 12) : at].lower()
     if "or" not in near and "either" not in near:
         return False
-    before = text[max(0, at - 40) : at].lower().rstrip(_LEAD_IN)
+    before = text[max(0, at - 60) : at].lower().rstrip(_LEAD_IN)
     if before.endswith("either"):
         return True
     offer = _OFFER_BEFORE.search(before) if before.endswith(("or", "or the")) else None
-    return offer is not None and _plain_value(offer.group(1)) != value
+    return offer is not None and not (len(offer[1]) < 40 and _number(offer[1].strip(".,")) == value)
 
 
-_OFFER_BEFORE = re.compile(r"(?<![\d.,])(-?\d{1,15}(?:,\d{3})*(?:\.\d{1,15})?)[^\d.!?\n]{0,24}\bor(?: the)?\Z")
+_OFFER_BEFORE = re.compile(r"(-?\d[\d.,]*)[^\d.!?\n]{0,24}[.!?]?[^\d.!?\n]{0,4}\bor(?: the)?\Z")
 
 
-# --- thinking -----------------------------------------------------------------------------------------------------
+# --- thinking --------------------------------------------------------------------------------------------------------
 
 
 _THINK_TAG = re.compile(r"<(/?)think(?:ing)?\s{0,8}>", re.I)
@@ -298,7 +303,7 @@ def run_on(text: str) -> int | None:
     return match.start() if match else None
 
 
-# --- markers ------------------------------------------------------------------------------------------------------
+# --- markers ---------------------------------------------------------------------------------------------------------
 
 # A text is read from its end. Before this many places that look like a marker, nothing is looked at any more.
 _MAX_MARKERS = 256
@@ -319,8 +324,8 @@ _LINE_START = re.compile(r"(?:\A|\n)[\s#>*_-]{0,12}(?:(?:the|my|final|correct)\s
 _BEFORE_A_COLON = re.compile(r"(?:\A|\n|[.!?)]\s|\b(?:or|and)\s)[\s#>*_-]{0,8}\Z", re.I)
 # "some say that the answer is 18" states nothing
 _DISTANCED = re.compile(
-    r"""\b(?: (?:some|people|others|many|you|they|someone|anyone|one)\b [^.!?,;\n]{0,24}
-              \b(?:say|think|claim|believe|argue|guess|assume|conclude|expect|get)s?
+    r"""\b(?: (?:some|people|others|many|they|someone|anyone)\b [^.!?,;\n]{0,24}
+              \b(?:say|think|claim|believe|argue|guess|assume|conclude)s?
           | (?:wrong|incorrect|false|mistake|error|not\ (?:true|right|correct))\b [^.!?,;\n]{0,16} \bthat
           | (?:don't|doesn't|didn't|not)\ (?:think|believe|mean)
           | (?:first|initial|original|previous|earlier|old|wrong|incorrect|other)
@@ -448,8 +453,8 @@ _TAIL = 10_000
 
 _LABEL = re.compile(
     r"""(?: (?:答案|答え|解答|正解|答|정답은?|답은?|الجواب|الإجابة|उत्तर|जवाब|คำตอบ|đáp\ án)
-          | \b(?:ответ|відповідь|respuesta|réponse|reponse|resposta|risposta|antwort|odpowiedź|antwoord|cevap|svar|jawaban)\b
-            (?:\ (?:final|finale|correcta|correcte))?
+          | \b(?:ответ|відповідь|respuesta|réponse|reponse|resposta|risposta|antwort|odpowiedź|antwoord|cevap|svar
+            |jawaban)\b (?:\ (?:final|finale|correcta|correcte))?
         ) [*_]{0,2} (?: \s?[:：=][*_]{0,2} | \s?(?:是|为|為|は|은|는|คือ) | \ (?:es|est|ist|lautet|è|é|is|är|هو|là)\b )
       | ^[#>*_ \t]{0,8} (?:ans|(?:final\ )?(?:result|value))\b [*_]{0,2} \s?[:=] [*_]{0,2}
     """,
@@ -468,7 +473,7 @@ def _last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
 
 # Markup around one line that says nothing but a number: bold, italic, code, a heading, the last cell of a table's row.
 _BOLD = re.compile(
-    r"""(?<![\w*_`]) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`][^*_`\n]{0,80}) (?P=mark) (?![\w*_`])
+    r"""(?<![\w*_`]) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`][^*_`\n]{0,80}|[\d.,]+) (?P=mark) (?![\w*_`])
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
       | <(?P<tag>b|strong|i|em|u|mark|code|h[1-6])> (?P<c>[^<\n]{0,80}) </(?P=tag)>
       | ^\#{1,6}[ ] (?P<d>[^\n]{1,80})$
@@ -489,7 +494,7 @@ def _last_bolds(text: str) -> Iterator[Marker]:
             yield Marker("bold", begin, start, stop, bold.end(), True)
 
 
-# --- reading a marker -----------------------------------------------------------------------------------------------
+# --- reading a marker ------------------------------------------------------------------------------------------------
 
 _PLAIN = r"\$?(-?\$?(?:[1-9]\d{0,2}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?)"
 _PLAIN_CLOSED = re.compile(rf"\s{{0,40}}{_PLAIN}\s{{0,40}}")
@@ -530,10 +535,12 @@ def _read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
     """Emphasis is an answer only if it begins with a number, or says that there is none; other emphasis is prose."""
     start, stop = marker.start, marker.stop
     reading = _interpret(text, start, stop, closed=False)
-    if reading is None or (
-        reading.status == "malformed" and start < stop and text[start:stop].lower() not in _NOTHING
-    ):
+    if reading is None:
         return None
+    if reading.status == "malformed" and start < stop:
+        content = text[start:stop].lower().lstrip("$-+ ")
+        if content not in _NOTHING and not content[:1].isdigit():
+            return None
     return _read(text, marker, limit)
 
 
@@ -563,9 +570,11 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
         return Reading(None, "malformed", (start, start))
     if "\n" not in text[start : first.start(1)]:
         reading = _interpret(text, start, stop, closed=False, ends=limit == len(text))
+        if reading is not None and reading.span[1] == stop < limit:  # the window may have cut the number short
+            return Reading(None, "malformed", reading.span)
         return _read_last_sentence(text, marker, start) if reading is None else reading
-    # Nothing stands on the marker's line. After `####` or `A:` that is nothing; after "The answer is:" or a heading the
-    # number may stand on the next line, alone.
+    # Nothing stands on the marker's line. After `####` or `A:` that is nothing; after "The answer is:" or a heading
+    # the number may stand on the next line, alone.
     if marker.form == "hash" or marker.start - marker.begin == 2:
         return Reading(None, "malformed", (start, start))
     start = first.start(1)
@@ -591,12 +600,12 @@ def _read_last_sentence(text: str, marker: Marker, start: int) -> Reading | None
     return reading if reading is not None and reading.status == "ok" else None
 
 
-# --- numbers in text ------------------------------------------------------------------------------------------------
+# --- numbers in text -------------------------------------------------------------------------------------------------
 
 
-_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_ONES = _listed("one two three four five six seven eight nine")
+_TEENS = _listed("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+_TENS = _listed("twenty thirty forty fifty sixty seventy eighty ninety")
 _WORD_VALUES = {
     "zero": 0,
     **{word: n for n, word in enumerate(_ONES, 1)},
@@ -623,7 +632,7 @@ _TOKEN = re.compile(
       | \\x?(?:cancel|sout)\{{[^{{}}\n]{{0,80}}\}}
       | \s+ | [$€£¥₹₽₩%"'`_\#~°“”‘’«»≈\u200b-\u200d\u2060\ufeff]
       | </?[A-Za-z][^<>\n]{{0,60}}> | <\|[^<>\n]{{0,40}}\|>                            # tags
-      | \\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|hbox|underline|boxed|fbox|emph)\s*\{{
+      | \\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|bm|[mh]box|underline|f?box|boxed|emph)\s*\{{
       | \\(?:left|right|displaystyle|quad|qquad|bf|rm|it|large|Large|circ|approx|sim|dots|ldots|degree|euro|pounds)\b
       | \\[,;:!\ ()\[\]$%&\#_]
       | (?<!\d)\*\* | \*\*(?!\d) )
@@ -721,6 +730,7 @@ def _tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
         inside = annotation.group()[2:-2].rpartition("=")[2]
         if inside.strip().isdecimal() and len(inside) < _MAX_DIGITS:
             tokens.append(("number", int(inside), start + annotation.start(), start + annotation.end()))
+            tokens.sort(key=lambda token: token[2])
     return tokens
 
 
@@ -765,9 +775,9 @@ def _number_of_words(found: str) -> int:
 # --- what the words around a number mean -----------------------------------------------------------------------------
 
 _FILLERS = _words(
-    "is are be a an the of that to just simply only exactly about approximately around roughly nearly almost therefore thus "
-    "then so hence clearly now indeed definitely actually equal equals total final answer result usd eur gbp inr rs dollars "
-    "us cad aud still probably likely therefore approx ca value at text"
+    "is are be a an the of that to just simply only exactly about approximately around roughly nearly almost "
+    "therefore thus then so hence clearly now indeed definitely actually equal equals total final answer result "
+    "usd eur gbp inr rs dollars us cad aud still probably likely approx ca value at text"
 )
 _NOT = _words("not no never neither nor isn't cannot can't without except")
 _NOTHING = _words("unknown none nan null nil undefined inf infinity infinite impossible unclear n/a na missing empty")
@@ -1023,17 +1033,17 @@ def _power(tokens: list[Token], value: int | Fraction, i: int) -> tuple[int | Fr
 def _beside(tokens: list[Token], i: int, value: int | Fraction, closed: bool, several: bool) -> str:
     """Whether another value is offered next to the one that ended before token i: `"ok"`, `"hedged"`, `"malformed"`.
 
-    Only the next number matters: what follows prose is no offer. With `several` (prose before the first number of a box
-    or tag) any other number is one, since nothing tells which of them is the answer.
+    Only the next number matters: what follows prose is no offer. With `several` (prose before the first number of a
+    box or tag) any other number is one, since nothing tells which of them is the answer.
     """
     gap: list[Token] = []
     while i < len(tokens):
         kind = tokens[i][0]
         if kind == "relation" and (closed or not any(token[0] == "word" for token in gap)):
             return "malformed"  # 18 ± 1, 18!, 0.\\overline{3}
-        if kind == "op" and not gap and tokens[i][1] in ("+", "*") and tokens[i + 1 : i + 2]:
-            if tokens[i + 1][0] == "word":
-                return "malformed"  # 10 + John's age
+        cut_off = kind == "op" and not gap and tokens[i][1] in ("+", "*")
+        if cut_off and i + 1 < len(tokens) and tokens[i + 1][0] == "word":
+            return "malformed"  # 10 + John's age
         if _starts_number(tokens, i):
             if kind == "open":
                 inner, j = _expression(tokens, i + 1)
@@ -1054,7 +1064,7 @@ def _beside(tokens: list[Token], i: int, value: int | Fraction, closed: bool, se
 
 
 def _is_offer(gap: list[Token], signed: bool, alone: bool, closed: bool) -> bool:
-    """Whether a number after this gap stands beside the number before it (`18 or 20`) or belongs to the prose after it.
+    """Whether a number after this gap stands beside the one before it (`18 or 20`) or belongs to prose that follows.
 
     Args:
         gap (`list`):
@@ -1088,7 +1098,7 @@ def _after_bracket(tokens: list[Token], i: int) -> int:
     return i + 1
 
 
-# --- a number without a marker ----------------------------------------------------------------------------------------
+# --- a number without a marker ---------------------------------------------------------------------------------------
 
 _BARE = re.compile(
     r"(?P<sign>(?<![\w)\]}.,])[-−]\s?)?[$€£¥]?(?P<number>(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?)"
@@ -1123,6 +1133,6 @@ def _bare(text: str) -> tuple[str, Reading] | None:
 
 
 def _is_unit_digit(text: str, match: re.Match) -> bool:
-    """The 2 of `m2` and `m^2`."""
+    """Whether this is the 2 of `m2` or `m^2`."""
     before = text[max(0, match.start() - 1) : match.start()]
     return before == "^" or before.isalpha()

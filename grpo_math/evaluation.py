@@ -17,6 +17,8 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from trl.data_utils import is_conversational
 
+from grpo_math.generation import decode
+
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
 
 
@@ -147,7 +149,7 @@ def generate(
         ids: token ids of each prompt.
         batch_size: completions generated at once.
         progress: label of the progress bar; None for none.
-        generation: arguments of `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, ...
+        generation: arguments of `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `stop_strings`, ...
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     texts = [""] * len(ids)
@@ -155,7 +157,13 @@ def generate(
     for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
         chosen = order[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")
-        out = model.generate(**batch.to(device), pad_token_id=tokenizer.pad_token_id, **generation)
+        out = model.generate(
+            **batch.to(device),
+            pad_token_id=tokenizer.pad_token_id,
+            custom_generate=decode,  # samples of one prompt stand side by side and share its prefill
+            tokenizer=tokenizer,
+            **generation,
+        )
         completions = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(chosen, completions, strict=True):
             texts[i] = text
@@ -175,6 +183,7 @@ def measure(
     max_new_tokens: int,
     sampling: dict[str, Any],
     chat_template_kwargs: dict | None = None,
+    stop_strings: Sequence[str] = (),
     process: tuple[int, int] = (0, 1),
     label: str = "",
 ) -> Accuracy:
@@ -194,6 +203,7 @@ def measure(
         max_new_tokens: longest completion.
         sampling: `temperature`, `top_p`, `top_k`, ... of the training run.
         chat_template_kwargs: arguments of the chat template.
+        stop_strings: a completion may end after one of these, since what follows is not read.
         process: this process's rank and the number of processes; rows are shared out and gathered.
         label: shown on the progress bars.
     """
@@ -207,7 +217,7 @@ def measure(
     progress = (lambda kind: f"{label} {kind}") if rank == 0 and label else (lambda kind: None)
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed * world + rank)
-        shared = dict(batch_size=batch_size, max_new_tokens=max_new_tokens)
+        shared = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, stop_strings=list(stop_strings) or None)
         sampled = generate(
             model,
             tokenizer,

@@ -79,8 +79,10 @@ def decode(
     prefill_rows = expand = rows
     if share_prefill and can_select_rows(model_kwargs.get("past_key_values")):
         keys = input_ids if attention_mask is None else torch.cat([input_ids, attention_mask], dim=1)
-        distinct, expand = torch.unique(keys, dim=0, return_inverse=True)
-        prefill_rows = rows.new_full((len(distinct),), batch_size).scatter_reduce_(0, expand, rows, "amin")
+        distinct, inverse = torch.unique(keys, dim=0, return_inverse=True)
+        if len(distinct) < batch_size:  # `unique` also sorts: without repeats the rows stay as they are
+            expand = inverse
+            prefill_rows = rows.new_full((len(distinct),), batch_size).scatter_reduce_(0, expand, rows, "amin")
     inputs = model.prepare_inputs_for_generation(
         input_ids[prefill_rows], is_first_iteration=True, **_select(model_kwargs, prefill_rows, batch_size)
     )

@@ -1,8 +1,8 @@
 """Reward functions for TRL's `GRPOTrainer` on GSM8K and Countdown: exact, bounded, hard to fool.
 
 All have TRL's signature `f(completions, **columns) -> list[float | None]`, take string and conversational completions,
-never raise on a completion, and import no torch. `REWARDS` maps their short names to them. What counts as the answer is
-in `grpo_math.answers`, Countdown's arithmetic in `grpo_math.expressions`.
+never raise on a completion, and import no torch. `REWARDS` maps their short names to them. What counts as the answer
+is in `grpo_math.answers`, Countdown's arithmetic in `grpo_math.expressions`.
 
 A reward is between 0.0 and 1.0, or `None` (TRL: no reward of this kind for this row) where the row itself is at fault:
 a gold answer that holds no number.
@@ -74,7 +74,7 @@ class _Reward:
                 log_metric(f"{self.__name__}/{status}", sum(s == status for _, s in found) / len(found))
 
 
-# --- GSM8K --------------------------------------------------------------------------------------------------------
+# --- GSM8K -----------------------------------------------------------------------------------------------------------
 
 
 class _GSM8KAccuracy(_Reward):
@@ -157,7 +157,7 @@ def normalise(text: str) -> str:
 _NOT_MATCHED = re.compile(r"[\s,$%\\*_`]")
 
 
-# --- Countdown ----------------------------------------------------------------------------------------------------
+# --- Countdown -------------------------------------------------------------------------------------------------------
 
 
 class _CountdownAccuracy(_Reward):
@@ -231,7 +231,7 @@ _EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
 
 
 def _bare_expression(text: str, nums: Sequence[int], mode: str) -> Stated | None:
-    """The last line that is nothing but an expression; expressions of other values on the lines above make it a hedge."""
+    """The last line that is nothing but an expression; one of another value directly above it makes it a hedge."""
     final = None
     stop = len(text)
     while stop > max(0, len(text) - _BARE_TAIL):
@@ -252,7 +252,7 @@ def _bare_expression(text: str, nums: Sequence[int], mode: str) -> Stated | None
     return ("bare", final) if final else None
 
 
-# --- format -------------------------------------------------------------------------------------------------------
+# --- format ----------------------------------------------------------------------------------------------------------
 
 
 class _ThinkAnswerFormat(_Reward):
@@ -286,7 +286,7 @@ def _has_format(text: str, opener_required: bool) -> bool:
     return thinking and answer and not (before or between or after)
 
 
-# --- what one imports ---------------------------------------------------------------------------------------------
+# --- what one imports ------------------------------------------------------------------------------------------------
 
 
 def get_gsm8k_accuracy(
@@ -387,8 +387,8 @@ countdown_proximity = get_countdown_proximity()
 think_answer_format = _ThinkAnswerFormat("think_answer_format")
 think_answer_format.__doc__ = """Reward 1.0 for exactly `<think>...</think><answer>...</answer>`, else 0.0.
 
-Both must hold text, with nothing but white space between and around them. The opening `<think>` may be missing where the
-prompt ends in one, or where the reward is called without `prompts`.
+Both must hold text, with nothing but white space between and around them. The opening `<think>` may be missing where
+the prompt ends in one, or where the reward is called without `prompts`.
 """
 
 REWARDS: dict[str, Callable[..., list[float | None]]] = {

@@ -26,6 +26,7 @@ from grpo_math import models, report
 from grpo_math.evaluation import Accuracy, measure, prompt_ids
 from grpo_math.recipe import Recipe, RecipeError, dump
 from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
+from grpo_math.tasks.base import PLAIN_STOP
 from grpo_math.trainer import GRPOMathTrainer
 
 INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
@@ -150,6 +151,7 @@ class Prepared:
                 max_new_tokens=args.max_completion_length,
                 sampling={**sampling, "eos_token_id": trainer.eos_token_ids},
                 chat_template_kwargs=args.chat_template_kwargs,
+                stop_strings=[PLAIN_STOP] if task.prompt_style == "plain" else [],
                 process=(trainer.accelerator.process_index, trainer.accelerator.num_processes),
                 label="" if args.disable_tqdm else label,
             )

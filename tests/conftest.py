@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -64,3 +63,30 @@ def tiny_recipe():
 def short():
     """Overrides that make a run of any recipe take seconds."""
     return ["--max_steps", "2", "--logging_steps", "1", "--heldout_size", "4", "--heldout_generations", "2"]
+
+
+@pytest.fixture(scope="session")
+def small_chat_model(tmp_path_factory):
+    """A folder with a randomly initialised Llama of two small layers and a character tokenizer with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<pad>", "<eos>", "<start>", *letters]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<start>")
+    fast.chat_template = (
+        "{% for m in messages %}<start>{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}<start>assistant: {% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=1024,
+                         pad_token_id=0, eos_token_id=1, bos_token_id=2)  # fmt: skip
+    folder = tmp_path_factory.mktemp("small-chat-model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder

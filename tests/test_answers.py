@@ -15,7 +15,7 @@ def value(text, **options):
     return extract(text, **options).value
 
 
-# --- the same number is the same number -----------------------------------------------------------------------------
+# --- the same number is the same number ------------------------------------------------------------------------------
 
 SPELLINGS = [
     # separators
@@ -145,6 +145,7 @@ NEIGHBOURS = [
     ("\\boxed{x > 7}", 7),
     ("\\boxed{\\frac{7}{0}}", 7),
     ("#### 7.1.2", 7),
+    ("#### " + " " * 290 + "7." + "0" * 20 + "1", 7),
     ("#### 0x7", 7),
     ("#### 1,7", 17),
     ("#### 7:30", 7),
@@ -163,7 +164,7 @@ def test_another_number_is_never_read_out_of_an_answer(text, wrong):
     assert value(text) != wrong
 
 
-# --- which statement is the final one -------------------------------------------------------------------------------
+# --- which statement is the final one --------------------------------------------------------------------------------
 
 FINAL = [
     # every form
@@ -221,6 +222,8 @@ FINAL = [
     ("#### 7\n\n(Not 9, as one may think.)", 7, "hash"),
     ("The answer is 7, not 9.", 7, "phrase"),
     ("The answer is 7 (seven).", 7, "phrase"),
+    ("The answer is 7 eggs. " + "1 2 3 4 5 6 7 8 9 " * 40, 7, "phrase"),
+    ("One can see that the answer is 7.", 7, "phrase"),
     ("The answer is 7 (that is 9 - 2).", 7, "phrase"),
     ("<answer>7</answer> although 9 is possible", 7, "answer"),
     ("#### 7\n#### Explanation\nIt took 2 steps.", 7, "hash"),
@@ -247,7 +250,7 @@ def test_the_last_statement_outside_thinking_is_the_answer(text, expected, form)
     assert (found.value, found.form) == (expected, form)
 
 
-# --- nothing is nothing -----------------------------------------------------------------------------------------------
+# --- nothing is nothing ----------------------------------------------------------------------------------------------
 
 NO_MARKER = [
     "",
@@ -283,6 +286,8 @@ EMPTY = [
     "#### nan",
     "#### unknown",
     "#### 7 or",
+    "#### 7 + the rest",
+    "**7**\nNo.\n**3 + the rest**",
     "A:\n7",
     "A: \nNote: 7 is mentioned.",
     "\\boxed{}",
@@ -308,7 +313,7 @@ def test_an_empty_or_malformed_marker_is_no_answer_and_nothing_stands_in(text, a
     assert (found.value, found.status) == (None, "malformed")
 
 
-# --- hedging ------------------------------------------------------------------------------------------------------------
+# --- hedging ---------------------------------------------------------------------------------------------------------
 
 TWO_OFFERS = [
     "{a} or {b}",
@@ -384,7 +389,7 @@ def test_markers_of_different_forms_side_by_side_are_a_hedge():
     assert extract("The answer is 7.\n\\boxed{9}").status == "hedged"
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
+# --- options ---------------------------------------------------------------------------------------------------------
 
 BARE = [
     ("9 * 2 = 18", 18),
@@ -437,7 +442,7 @@ def test_what_is_no_text_has_no_answer(text):
     assert extract(text).status == "none"
 
 
-# --- properties -------------------------------------------------------------------------------------------------------
+# --- properties ------------------------------------------------------------------------------------------------------
 
 PIECES = [
     *(
@@ -545,7 +550,7 @@ def test_every_fraction_is_read_exactly(number):
     assert value(f"#### {number.numerator}/{number.denominator}") == number
 
 
-# A slow, obvious reading of well-formed texts: a list of sentences, each a marker, prose or a joint, interpreted one by
+# A slow, obvious reading of well-formed texts: a list of sentences, each a marker or prose, interpreted one by
 # one. It shares no code with the extractor.
 
 SENTENCES = {

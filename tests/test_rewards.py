@@ -1,5 +1,6 @@
 """The reward functions as TRL and other projects call them."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -35,7 +36,7 @@ def message(text):
     return [{"role": "assistant", "content": text}]
 
 
-# --- the callables ------------------------------------------------------------------------------------------------------
+# --- the callables ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrap", [str, message, lambda text: [{"role": "assistant", "content": [{"text": text}]}]])
@@ -204,7 +205,7 @@ def test_without_prompts_the_opening_tag_may_have_been_in_the_prompt():
     assert think_answer_format(["a</think><answer>b</answer>"]) == [1.0]
 
 
-# --- how they fit into TRL ----------------------------------------------------------------------------------------------
+# --- how they fit into TRL -------------------------------------------------------------------------------------------
 
 
 def test_rewards_are_found_by_name_and_survive_pickling():
@@ -239,10 +240,7 @@ def test_outcomes_are_logged_under_names_of_their_own():
     gsm8k_accuracy(["#### $18", "18", "#### 1 or 2", "####"], answer=["18"] * 4, **log)
     countdown_accuracy(["<answer>3+4</answer>", "<answer>3+5</answer>"], nums=[[3, 4]] * 2, target=[7] * 2, **log)
     think_answer_format(["<think>a</think><answer>b</answer>", "b"], **log)
-    assert columns["gsm8k_accuracy_answer"] == ["18", None, "1 or 2", ""] or columns["gsm8k_accuracy_answer"][:2] == [
-        "18",
-        None,
-    ]
+    assert columns["gsm8k_accuracy_answer"][:2] == ["18", None]
     assert columns["gsm8k_accuracy_status"] == ["ok", "none", "hedged", "malformed"]
     assert columns["countdown_accuracy_answer"] == ["3+4", "3+5"]
     assert columns["countdown_accuracy_status"] == ["ok", "numbers"]
@@ -308,7 +306,7 @@ def test_trl_calls_them_in_a_real_step(tmp_path):
     assert {"countdown_accuracy/ok", "countdown_proximity/ok", "gsm8k_accuracy/none"} <= logged
 
 
-# --- properties -----------------------------------------------------------------------------------------------------------
+# --- properties ------------------------------------------------------------------------------------------------------
 
 junk = st.text(max_size=80)
 
@@ -337,7 +335,7 @@ def test_the_gold_number_in_the_text_does_not_pay_a_wrong_answer(prose, gold, st
     assert gsm8k_accuracy([text], answer=[str(gold)]) == [1.0 if gold == stated else 0.0]
 
 
-# --- time ------------------------------------------------------------------------------------------------------------------
+# --- time ------------------------------------------------------------------------------------------------------------
 
 UNITS = [
     *(
@@ -433,7 +431,7 @@ def test_time_is_linear_in_length(unit):
     assert large < 24 * small + 0.02
 
 
-# --- the data, where there is some ------------------------------------------------------------------------------------------
+# --- the data, where there is some -----------------------------------------------------------------------------------
 
 
 def folder(variable):
@@ -471,3 +469,11 @@ def test_every_gold_solution_of_gsm8k_pays_itself():
     shuffled = random.Random(0).sample(solutions, len(solutions))
     same = [gold_value(a) == gold_value(b) for a, b in zip(solutions, shuffled, strict=True)]
     assert gsm8k_accuracy(solutions, answer=shuffled) == [1.0 if s else 0.0 for s in same]
+
+
+def test_the_fuzz_target_runs_clean():
+    # by its path: `tests` is no package
+    spec = importlib.util.spec_from_file_location("fuzz_rewards", Path(__file__).parent / "fuzz_rewards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.fuzz(seconds=1.0, seed=1) > 20

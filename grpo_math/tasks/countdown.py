@@ -128,7 +128,10 @@ def is_heldout(row: dict) -> bool:
 
 
 def generate(count: int, config: TaskConfig, seed: int, heldout: bool) -> list[dict]:
-    """`count` distinct solvable problems from a seeded generator, all on one side of the split.
+    """`count` solvable problems from a seeded generator, all on one side of the split.
+
+    Training problems are independent draws, so rare ones repeat and the law is exactly the stated one; held-out problems
+    are distinct.
 
     Numbers are drawn uniformly from `[countdown_min, countdown_max]`, `countdown_operands` of them, the target from the
     values that they reach within `[countdown_target_min, countdown_target_max]`. Classes are the operators that the
@@ -150,7 +153,7 @@ def generate(count: int, config: TaskConfig, seed: int, heldout: bool) -> list[d
         rows `{"nums": list[int], "target": int, "kind": str}` where `kind` is the class.
 
     Raises:
-        TaskError: when the settings do not admit `count` distinct problems.
+        TaskError: when the settings admit no such problem, or too few distinct ones.
     """
     rng = random.Random(seed)
     classes = {k: sorted(_all_classes(k, config.countdown_operators)) for k in config.countdown_operands}
@@ -168,12 +171,12 @@ def generate(count: int, config: TaskConfig, seed: int, heldout: bool) -> list[d
             else:
                 targets = [(t, kind) for t in by_class.get(kind, [])]
             candidates = [{"nums": nums, "target": t, "kind": c} for t, c in sorted(targets)]
-            candidates = [c for c in candidates if content_key(c) not in seen and is_heldout(c) == heldout]
+            candidates = [c for c in candidates if is_heldout(c) == heldout and content_key(c) not in seen]
             if candidates:
                 break
         else:
             raise TaskError(
-                f"the generator found only {len(rows)} distinct {'held-out' if heldout else 'training'} Countdown "
+                f"the generator found only {len(rows)} {'distinct held-out' if heldout else 'training'} Countdown "
                 f"problems of {count} asked for with "
                 f"countdown_operands={config.countdown_operands}, numbers {config.countdown_min}..{config.countdown_max}"
                 f", targets {config.countdown_target_min}..{config.countdown_target_max}, operators "
@@ -181,7 +184,8 @@ def generate(count: int, config: TaskConfig, seed: int, heldout: bool) -> list[d
                 f"{kind!r}). Widen a range, or ask for fewer (train_size, heldout_size)."
             )
         rows.append(rng.choice(candidates))
-        seen.add(content_key(rows[-1]))
+        if heldout:
+            seen.add(content_key(rows[-1]))
     return rows
 
 

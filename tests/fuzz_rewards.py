@@ -1,0 +1,248 @@
+"""Fuzz target: random texts against the promises of the rewards. Run: `python tests/fuzz_rewards.py --seconds 60`.
+
+A text is glued from markers, digits, brackets, LaTeX, other scripts and mutations of the texts before it. What
+must hold for each: nothing is raised, outcomes are consistent, layout and thinking around a text change nothing, only
+the last statement is paid, time is bounded. The first text that breaks a promise ends the run.
+"""
+
+import argparse
+import random
+import sys
+import time
+from fractions import Fraction
+
+from grpo_math.answers import extract
+from grpo_math.expressions import evaluate
+from grpo_math.rewards import (
+    countdown_accuracy,
+    countdown_proximity,
+    get_countdown_accuracy,
+    get_gsm8k_accuracy,
+    gsm8k_accuracy,
+    gsm8k_exact_match,
+    think_answer_format,
+)
+
+PIECES = [
+    *(
+        "\\boxed{",
+        "\\fbox{",
+        "}",
+        "{",
+        "<answer>",
+        "</answer>",
+        "<think>",
+        "</think>",
+        "#### ",
+        "####",
+        "The answer is ",
+    ),
+    *(
+        "A: ",
+        "\nA: ",
+        "Answer:",
+        "answer",
+        "# Answer\n",
+        "**",
+        "*",
+        "`",
+        "```\n",
+        "|",
+        "<b>",
+        "</b>",
+        '{"answer": ',
+        "答案：",
+    ),
+    *(
+        "7",
+        "9",
+        "18",
+        "7.0",
+        "1,450",
+        "1 450",
+        ".5",
+        "0",
+        "00",
+        "1e3",
+        "½",
+        "²",
+        "７",
+        "٧",
+        "seven",
+        "twenty",
+        " million",
+    ),
+    *(
+        "-",
+        "–",
+        "−",
+        "+",
+        "*",
+        "/",
+        "x",
+        "×",
+        "÷",
+        "=",
+        "==",
+        "^",
+        "!",
+        "±",
+        "<",
+        ">",
+        "≠",
+        "%",
+        "$",
+        "€",
+        "(",
+        ")",
+        "[",
+        "]",
+    ),
+    *(
+        "\\frac{",
+        "}{",
+        "\\text{",
+        "\\times ",
+        "\\cdot ",
+        "\\sqrt{",
+        "\\,",
+        "\\(",
+        "\\)",
+        "\\$",
+        "\\",
+        "^{",
+        "<<1=1>>",
+        "~~",
+    ),
+    *(
+        " or ",
+        " and ",
+        " to ",
+        ", ",
+        "; ",
+        ". ",
+        ": ",
+        "\n",
+        "\n\n",
+        " ",
+        "\t",
+        "\u00a0",
+        "\u200b",
+        "&#36;",
+        "&minus;",
+    ),
+    *(
+        "eggs",
+        " not ",
+        "Wait, no. ",
+        "Step ",
+        "\nQuestion: ",
+        "none",
+        "nan",
+        "inf",
+        "<|im_end|>",
+        "\x00",
+        "\ud800",
+        "İ",
+        "é",
+    ),
+]
+COUNTDOWN_PIECES = [
+    *"0123456789+-*/()= ",
+    "(3+5)*7",
+    "\\frac{",
+    "}{",
+    "}",
+    "×",
+    "**",
+    "//",
+    ".",
+    "\\boxed{",
+    "[",
+    "]",
+    "\n",
+]
+STATUSES = {"ok", "none", "hedged", "malformed"}
+
+
+def glued(rng: random.Random, pieces: list[str], corpus: list[str]) -> str:
+    if corpus and rng.random() < 0.4:
+        text = rng.choice(corpus)
+        a, b = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
+        return text[:a] + rng.choice(pieces) + text[rng.choice((a, b)) :]
+    text = "".join(rng.choices(pieces, k=rng.randint(0, 24)))
+    return text * rng.choice((1, 1, 1, 1, 2, 50)) if len(text) < 200 else text
+
+
+def check_answer(text: str, rng: random.Random) -> None:
+    for allow_bare in (False, True):
+        found = extract(text, allow_bare=allow_bare)
+        assert found.status in STATUSES, found
+        assert (found.value is None) == (found.status != "ok"), found
+        assert (found.span is None) == (found.form is None) == (found.status == "none"), found
+        assert found.span is None or 0 <= found.span[0] <= found.span[1] <= len(text), found
+    for other in (text + "\n", text + "  "):
+        assert extract(other) == extract(text), (other, extract(other), extract(text))
+    if "<" not in text:
+        thought = extract(f"<think>\\boxed{{{rng.randint(0, 9)}}} hm</think>\n\n{text}")
+        plain = extract(f"\n\n{text}")
+        assert thought[:2] == plain[:2], (thought, plain)
+    stated = f"{text}\nNo, that is not right at all.\n\\boxed{{123}}"
+    if "think" not in text and "uestion" not in text and "<" not in text:
+        assert extract(stated).value in (123, None), extract(stated)
+    for reward in (gsm8k_accuracy, gsm8k_exact_match, get_gsm8k_accuracy(allow_bare=True)):
+        assert reward([text], answer=[text])[0] in (0.0, 1.0, None)
+    assert think_answer_format([text])[0] in (0.0, 1.0)
+
+
+def check_expression(text: str, rng: random.Random) -> None:
+    nums = [rng.randint(0, 9) for _ in range(rng.randint(0, 5))]
+    for mode in ("all", "subset"):
+        value, status = evaluate(text, nums, mode)
+        assert (value is None) == (status != "ok"), (value, status)
+        if value is not None:
+            assert isinstance(value, Fraction), value
+            assert evaluate(f" {text}\n", nums, mode).value == value
+            assert evaluate(f"\\boxed{{{text}}}", nums, mode).status in ("ok", "malformed")
+    completion = f"<answer>{text}</answer>"
+    for reward in (countdown_accuracy, countdown_proximity, get_countdown_accuracy(allow_bare=True, mode="subset")):
+        assert 0.0 <= reward([completion], nums=[nums], target=[7])[0] <= 1.0
+        assert 0.0 <= reward([text], nums=[nums], target=[7])[0] <= 1.0
+
+
+def fuzz(seconds: float, seed: int) -> int:
+    """How many texts were checked. Raises on the first one that breaks a promise, with the text in the message."""
+    rng = random.Random(seed)
+    corpus: list[str] = []
+    ends = time.monotonic() + seconds
+    checked = 0
+    while time.monotonic() < ends:
+        check, pieces = rng.choice(((check_answer, PIECES), (check_expression, COUNTDOWN_PIECES)))
+        text = glued(rng, pieces, corpus)
+        started = time.process_time()
+        try:
+            check(text, rng)
+        except Exception as error:
+            raise AssertionError(f"{check.__name__} on {text!r}: {error!r}") from error
+        spent = time.process_time() - started
+        if spent > 0.5 + 1e-4 * len(text):
+            raise AssertionError(f"{check.__name__} took {spent:.1f} s on {text!r}")
+        if len(text) < 400:
+            corpus.append(text)
+            if len(corpus) > 500:
+                corpus.pop(rng.randrange(500))
+        checked += 1
+    return checked
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    print(f"{fuzz(options.seconds, options.seed):,} texts in {options.seconds:g} s, every promise held")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Every way of starting a recipe, as a user starts it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RECIPES, ROOT
+
+BIN = Path(sys.executable).parent
+
+
+def start(*command, cwd, environment=None):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    result = subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=580)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_accelerate_launch(tiny_recipe, tmp_path, short):
+    """`accelerate launch recipes/X.yaml --field value`, from another folder; nobody asks to log in anywhere."""
+    result = start(BIN / "accelerate", "launch", tiny_recipe, *short, "--output_dir", "out", cwd=tmp_path)
+    assert summary_of(tmp_path / "out")["steps"] == 2
+    assert "wandb" not in (result.stdout + result.stderr).lower()
+
+
+def test_accelerate_launch_of_two_processes(tiny_recipe, tmp_path, short):
+    result = start(
+        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", tiny_recipe, *short, "--output_dir", "out",
+        "--per_device_train_batch_size", "16", cwd=tmp_path,
+    )  # fmt: skip
+    summary = summary_of(tmp_path / "out")
+    assert summary["world_size"] == 2
+    assert "(2 processes)" in result.stdout
+    assert summary["heldout_n"] == 4  # shared out between the processes, gathered, each problem once
+    records = json.loads((tmp_path / "out" / "heldout_after.json").read_text())["records"]
+    assert [r["row"] for r in records] == [0, 1, 2, 3]
+    assert result.stdout.count("Held-out accuracy") == 1
+
+
+def test_grpo_math_train_and_the_module(tiny_recipe, tmp_path, short):
+    start(BIN / "grpo-math", "train", tiny_recipe, *short, "--output_dir", "a", cwd=tmp_path)
+    start(BIN / "accelerate", "launch", "-m", "grpo_math", tiny_recipe, *short, "--output_dir", "b", cwd=tmp_path)
+    a, b = summary_of(tmp_path / "a"), summary_of(tmp_path / "b")
+    assert a["accuracy_before"] == b["accuracy_before"]
+    assert a["steps"] == b["steps"] == 2
+
+
+def test_trl_imports_our_rewards_by_dotted_path(tmp_path):
+    """`trl grpo --reward_funcs grpo_math.rewards.gsm8k_accuracy` resolves the name the way this does, without torch."""
+    code = (
+        "import importlib, sys; f = getattr(importlib.import_module('grpo_math.rewards'), 'gsm8k_accuracy');"
+        "assert f(completions=['#### 72'], answer=['72']) == [1.0]; assert 'torch' not in sys.modules"
+    )
+    start(sys.executable, "-c", code, cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=[p.stem for p in RECIPES])
+def test_every_recipe_launches(path, tmp_path, short, gsm8k_folder, small_chat_model):
+    """Each recipe as written but for the weights, their size, the rows and the lengths."""
+    overrides = [*short, "--output_dir", "out"]
+    if path.stem != "countdown_tiny":
+        overrides += ["--model_name_or_path", small_chat_model, "--max_completion_length", "16"]
+        overrides += ["--gradient_accumulation_steps", "1"] if "gradient_accumulation_steps" in path.read_text() else []
+        data = gsm8k_folder if "gsm8k" in path.stem else "generated"
+        overrides += ["--dataset_path", data, "--train_size", "15"]
+    start(BIN / "accelerate", "launch", path, *overrides, cwd=tmp_path)
+    assert summary_of(tmp_path / "out")["steps"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("GRPO_MATH_QWEN_TOKENIZER" not in os.environ, reason="GRPO_MATH_QWEN_TOKENIZER: a folder with it")
+def test_gsm8k_as_written_at_the_published_shape(tmp_path, gsm8k_folder):
+    """gsm8k.yaml with the real Qwen2.5 tokenizer and random weights of the 0.5B shape: two steps on fewer rows."""
+    from benchmarks.random_qwen import make_random_qwen
+
+    folder = make_random_qwen(tmp_path / "qwen", os.environ["GRPO_MATH_QWEN_TOKENIZER"])
+    start(
+        BIN / "accelerate", "launch", ROOT / "recipes" / "gsm8k.yaml", "--model_name_or_path", folder, "--max_steps", "2",
+        "--dataset_path", gsm8k_folder, "--heldout_size", "0", "--logging_steps", "1", "--output_dir", "out",
+        "--per_device_train_batch_size", "2", "--num_generations", "2", "--gradient_accumulation_steps", "1",
+        "--max_completion_length", "32", cwd=tmp_path,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()

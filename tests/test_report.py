@@ -1,0 +1,83 @@
+"""What a run leaves behind can be read again, and nothing of an earlier run is lost."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from grpo_math import report
+
+
+def metrics(folder, steps):
+    lines = [
+        json.dumps({"step": s, "reward": s / 10, "reward_std": 0.1, "frac_reward_zero_std": 0.5,
+                    "completions/mean_length": 6.0, "kl": 0.01 * s}) + "\n"
+        for s in steps
+    ]  # fmt: skip
+    (folder / report.METRICS).write_text("".join(lines))
+
+
+def test_the_curve_is_a_png_and_needs_metrics(tmp_path):
+    assert report.draw_curve(tmp_path) is None
+    metrics(tmp_path, [1, 2, 3])
+    path = report.draw_curve(tmp_path, blind=0.3)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out_and_a_broken_one_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "rew')
+    assert report.read_jsonl(path) == [{"step": 1}]
+    path.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        report.read_jsonl(path)
+
+
+def test_values_that_json_has_not_become_null():
+    import torch
+
+    assert report._plain(float("nan")) is None
+    assert report._plain(torch.tensor(math.inf)) is None
+    assert report._plain(torch.tensor(2.0)) == 2.0
+    assert json.loads(report._line({"a": 1, "b": "é"})) == {"a": 1, "b": "é"}
+
+
+def test_an_earlier_runs_files_are_set_aside_and_kept(tmp_path):
+    assert report.set_aside(tmp_path) is None
+    for text in ("first", "second"):
+        (tmp_path / report.SUMMARY).write_text(text)
+        (tmp_path / "checkpoint-5").mkdir()
+        report.set_aside(tmp_path)
+    assert not (tmp_path / report.SUMMARY).exists()
+    assert (tmp_path / "earlier-1" / report.SUMMARY).read_text() == "first"
+    assert (tmp_path / "earlier-2" / report.SUMMARY).read_text() == "second"
+    assert (tmp_path / "earlier-2" / "checkpoint-5").is_dir()
+
+
+def test_the_table_shows_before_after_classes_and_the_blind_policy():
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    summary = {
+        "heldout_n": 200, "heldout_generations": 4, "blind": 0.333,
+        "accuracy_before": figure, "accuracy_after": None, "greedy_before": figure, "greedy_after": figure,
+        "pass_at_k_before": 0.7, "pass_at_k_after": 0.8, "by_kind_before": {"+": 0.1, "-": 0.2}, "by_kind_after": None,
+    }  # fmt: skip
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table_before_after(summary))
+    text = console.export_text()
+    assert "0.500 [0.400, 0.600]" in text
+    assert "pass@4" in text
+    assert "sampled, +" in text
+    assert "0.333" in text
+
+
+def test_samples_show_hostile_text_as_it_is():
+    """Markup, escapes and long lines in a completion neither break nor colour the table."""
+    record = {"prompt": "[bold]P[/nope]", "correct": [1.0], "sampled_completion": "[red]\x1b[31m" + "x" * 5000}
+    console = Console(width=200, record=True, file=io.StringIO())
+    report.print_samples(console, [record], None)
+    text = console.export_text()
+    assert "[bold]P[/nope]" in text
+    assert "\x1b" not in text
+    assert len(text) < 2000
