@@ -49,6 +49,13 @@ def test_greedy_output_is_transformers_own(make, share, drop, options):
     assert 0 < padded.sum() < len(padded)  # some rows finish early
 
 
+def test_prompts_without_repeats_keep_their_rows():
+    model, inputs = tiny_model().eval(), batch("w9 w3 w3", "w7", "w1 w2 w3 w4", "w2 w2 w11", repeats=1)
+    theirs = model.generate(**inputs, generation_config=config())
+    with decoding_with(model, **BOTH):
+        assert torch.equal(model.generate(**inputs, generation_config=config()), theirs)
+
+
 def test_each_distinct_prompt_is_run_once_and_finished_rows_leave():
     model, inputs = tiny_model().eval(), batch("w1 w2 w3", "w7 w4 w9", repeats=4)
     shapes = []
