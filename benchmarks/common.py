@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from grpo_math import models
@@ -24,8 +24,8 @@ def tiny_countdown() -> tuple[torch.nn.Module, object, list[dict], Callable]:
     """The built-in tiny model, its tokenizer, training rows with text prompts, and the exact reward."""
     folder = models.tiny_model_folder()
     config = models.tiny_task_config(heldout_size=0)
-    # Not AutoTokenizer: for a Qwen2 model it would read the word-level file as Qwen2's byte-level one
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     (reward,) = resolve_rewards(None, config)
     return AutoModelForCausalLM.from_pretrained(folder), tokenizer, load_problems(config).train, reward
 

@@ -152,8 +152,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as out:
         for label in asked.settings:
             found[label] = [
-                learn(SETTINGS[label], seed, asked.steps, asked.learning_rate, Path(out))
-                for seed in range(asked.seeds)
+                learn(SETTINGS[label], seed, asked.steps, asked.learning_rate, Path(out)) for seed in range(asked.seeds)
             ]
             print(f"{label}: reward {ends(found[label], 'reward')}, KL {ends(found[label], 'kl')}", flush=True)
     summary = {

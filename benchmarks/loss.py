@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
@@ -32,8 +32,8 @@ BETAS = (0.0, 0.1)
 SIZES = {"tiny": (64, 16, 8, 8), "smollm2": (16, 4, 4, 48)}
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, padding_side="left")
 
 
 def make_trainer(ours: bool, folder: Path, model, rows: list[dict], size: tuple, out: Path, **options):

@@ -178,9 +178,7 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
         compact = fused_lm_head and shift_labels is None and scored is not None and labels.device.type == "cpu"
         # Without a single label the output must stay connected to the model, which TRL's own path sees to
         if not compact or not scored.any():
-            return fused_forward(
-                *args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs
-            )
+            return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs)
 
         def keep_scored(module, inputs, output):
             output.last_hidden_state = output.last_hidden_state[:, :-1][scored].unsqueeze(0)  # (1, N, H)

@@ -121,9 +121,7 @@ class GRPOMathConfig(GRPOConfig):
     drop_finished: bool | None = _saving("Take finished rows out of the batch when generating with transformers.")
     dynamic_sampling: int = field(
         default=0,
-        metadata={
-            "help": "Rounds of fresh prompts, at most, to replace groups whose rewards are all equal. 0 is off."
-        },
+        metadata={"help": "Rounds of fresh prompts, at most, to replace groups whose rewards are all equal. 0 is off."},
     )
     kl_estimator: Literal["k1", "k2", "k3"] | None = field(
         default=None,
@@ -131,9 +129,7 @@ class GRPOMathConfig(GRPOConfig):
     )
     kl_target: float | None = field(
         default=None,
-        metadata={
-            "help": "Wanted KL to the reference, nats per token; beta follows it. Needs beta > 0 to start from."
-        },
+        metadata={"help": "Wanted KL to the reference, nats per token; beta follows it. Needs beta > 0 to start from."},
     )
     kl_horizon: float | None = field(
         default=None,
@@ -464,9 +460,7 @@ class GRPOMathTrainer(GRPOTrainer):
         sort = sort and not (self._is_vlm or self.args.mixes_rows() or self.aux_loss_enabled)
         if skip or sort:
             window = savings.window_size(len(micro_batches), self.args.gradient_accumulation_steps) if sort else 1
-            windows = [
-                savings.concatenate(micro_batches[i : i + window]) for i in range(0, len(micro_batches), window)
-            ]
+            windows = [savings.concatenate(micro_batches[i : i + window]) for i in range(0, len(micro_batches), window)]
             live = [batch["live"] if skip else torch.ones_like(batch["live"]) for batch in windows]
             windows = [{**batch, "live": alive} for batch, alive in zip(windows, live, strict=True)]
             most = self._over_processes(torch.stack([alive.sum() for alive in live])).amax(dim=0).tolist()
@@ -523,9 +517,7 @@ class GRPOMathTrainer(GRPOTrainer):
     def _columns(self, attention_mask: torch.Tensor, prompt_length: int) -> slice:
         if not self._saving["trim_padding"] or not self._columns_are_inert:
             return slice(None)
-        return savings.used_columns(
-            attention_mask, prompt_length, self._left_padding_is_inert, self.pad_to_multiple_of
-        )
+        return savings.used_columns(attention_mask, prompt_length, self._left_padding_is_inert, self.pad_to_multiple_of)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs

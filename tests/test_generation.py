@@ -49,6 +49,13 @@ def test_greedy_output_is_transformers_own(make, share, drop, options):
     assert 0 < padded.sum() < len(padded)  # some rows finish early
 
 
+def test_prompts_without_repeats_keep_their_rows():
+    model, inputs = tiny_model().eval(), batch("w9 w3 w3", "w7", "w1 w2 w3 w4", "w2 w2 w11", repeats=1)
+    theirs = model.generate(**inputs, generation_config=config())
+    with decoding_with(model, **BOTH):
+        assert torch.equal(model.generate(**inputs, generation_config=config()), theirs)
+
+
 def test_each_distinct_prompt_is_run_once_and_finished_rows_leave():
     model, inputs = tiny_model().eval(), batch("w1 w2 w3", "w7 w4 w9", repeats=4)
     shapes = []
@@ -57,9 +64,7 @@ def test_each_distinct_prompt_is_run_once_and_finished_rows_leave():
     )
     set_seed(0)
     with decoding_with(model, **BOTH):
-        output = model.generate(
-            **inputs, generation_config=config(do_sample=True, max_new_tokens=24, eos_token_id=[1])
-        )
+        output = model.generate(**inputs, generation_config=config(do_sample=True, max_new_tokens=24, eos_token_id=[1]))
     lengths = [(row != 1).int().cumprod(0).sum().item() + 1 for row in output[:, 3:]]
     assert shapes[0] == (2, 3)
     running = [sum(length > step for length in lengths) for step in range(1, len(shapes))]

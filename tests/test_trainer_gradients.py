@@ -23,6 +23,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 TOLERANCE = 1e-5
 LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
+# One loss type of each aggregation at once, the others with `-m slow`
+FEW_FIRST = [*LOSS_TYPES[:4], *(pytest.param(name, marks=pytest.mark.slow) for name in LOSS_TYPES[4:])]
 
 
 def compare(tmp_path, model=tiny_model, **options):
@@ -55,7 +57,7 @@ def test_stored_old_logps_and_several_iterations_give_the_same_gradients(tmp_pat
     assert difference <= TOLERANCE
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo"])
+@pytest.mark.parametrize("loss_type", FEW_FIRST)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_lora_adapter_gets_the_same_gradient(tmp_path, loss_type, checkpointing):
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -71,7 +73,7 @@ def test_a_lora_adapter_gets_the_same_gradient(tmp_path, loss_type, checkpointin
     assert logged(ours, "skipped_rows")[0] == 8
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", FEW_FIRST)
 def test_gradient_checkpointing_gives_the_same_gradient(tmp_path, loss_type):
     difference, _, _ = compare(tmp_path, loss_type=loss_type, gradient_checkpointing=True)
     assert difference <= TOLERANCE
