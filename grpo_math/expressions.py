@@ -101,9 +101,7 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all", spellings: bool 
     return Evaluation(None if value is None else Fraction(value), status)
 
 
-def exact_value(
-    expr: str, nums: Iterable[int], mode: str, spellings: bool = True
-) -> tuple[int | Fraction | None, str]:
+def exact_value(expr: str, nums: Iterable[int], mode: str, spellings: bool = True) -> tuple[int | Fraction | None, str]:
     """What [`evaluate`] returns, but that a whole number may still be an `int`."""
     if len(expr) > _MAX_LENGTH:
         return None, "malformed"

@@ -38,9 +38,7 @@ class RunRecorder(TrainerCallback):
             # After a resume, what lies beyond the checkpoint is written again.
             for name in (METRICS, COMPLETIONS):
                 path = self.folder / name
-                kept = (
-                    [line for line in read_jsonl(path) if line["step"] <= state.global_step] if path.exists() else []
-                )
+                kept = [line for line in read_jsonl(path) if line["step"] <= state.global_step] if path.exists() else []
                 path.write_text("".join(_line(line) for line in kept), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grpo_math import models
-from grpo_math.evaluation import clustered, generate, measure, pass_at_k, prompt_ids, wilson
+from grpo_math.evaluation import MathAccuracy, clustered, generate, measure, pass_at_k, prompt_ids, wilson
 from grpo_math.tasks import load_problems, resolve_rewards
 
 
@@ -52,6 +52,13 @@ def test_pass_at_k_equals_counting_subsets():
         pass_at_k(3, 1, 4)
 
 
+def test_the_evaluate_metric_scores_by_the_rewards_rules():
+    predictions = ["First 20. #### 18", "The answer is 1,450.", "18 or 20", "\\boxed{7}"]
+    result = MathAccuracy().compute(predictions=predictions, references=["18", "1450", "18", "8"])
+    assert result["accuracy"] == 0.5
+    assert result["low"] < 0.5 < result["high"]
+
+
 @pytest.fixture(scope="module")
 def tiny():
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,7 +79,10 @@ def test_generation_does_not_depend_on_batching(tiny):
 def test_a_completion_may_end_at_a_stop_string(small_chat_model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(small_chat_model), AutoTokenizer.from_pretrained(small_chat_model)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(small_chat_model),
+        AutoTokenizer.from_pretrained(small_chat_model),
+    )
     ids = prompt_ids(tokenizer, ["one", "and two"])
     (whole, other) = generate(model, tokenizer, ids, batch_size=2, max_new_tokens=12, do_sample=False)
     mark = whole[5]

@@ -222,9 +222,7 @@ def test_precedence_agrees_with_python_on_every_pair_of_operators():
             assert float(evaluate(expr, [7, 3, 2]).value) == pytest.approx(eval(expr))
 
 
-pieces = st.lists(
-    st.sampled_from([*"0123456789+-*/()= x.,\\{}!^%", "\\frac{", "}{", "**", "//", "\\times", "²", "７"])
-)
+pieces = st.lists(st.sampled_from([*"0123456789+-*/()= x.,\\{}!^%", "\\frac{", "}{", "**", "//", "\\times", "²", "７"]))
 
 
 @given(st.one_of(st.text(max_size=100), pieces.map("".join)), st.lists(st.integers(0, 9), max_size=4))

@@ -100,7 +100,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_plot_and_the_run_goes_on(tiny_recipe
     assert (tmp_path / "reward_curve.png").exists()
     assert "--resume_from_checkpoint true" in output
     done = int(checkpoint.name.split("-")[1])
-    assert run(tmp_path / "recipe.yaml", tmp_path, "--max_steps", str(done + 1), "--resume_from_checkpoint", "true") == 0
+    assert (
+        run(tmp_path / "recipe.yaml", tmp_path, "--max_steps", str(done + 1), "--resume_from_checkpoint", "true") == 0
+    )
     assert report.read_jsonl(metrics)[-1]["step"] == done + 1
 
 
@@ -177,7 +179,9 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
         (["--heldout_size", "100000"], "found only"),
     ],
 )
-def test_bad_input_is_one_clear_line_before_the_model_loads(tiny_recipe, tmp_path, monkeypatch, capsys, overrides, says):
+def test_bad_input_is_one_clear_line_before_the_model_loads(
+    tiny_recipe, tmp_path, monkeypatch, capsys, overrides, says
+):
     def no_model(*args, **kwargs):
         raise AssertionError("the model was loaded")
 

@@ -256,9 +256,7 @@ def test_countdown_rows_from_a_file(tmp_path):
         {"nums": [95, 11, 56], "target": 28},
     ]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    problems = load_problems(
-        TaskConfig(task="countdown", dataset_path=str(path), heldout_size=1, prompt_style="boxed")
-    )
+    problems = load_problems(TaskConfig(task="countdown", dataset_path=str(path), heldout_size=1, prompt_style="boxed"))
     assert len(problems.train) == 2
     assert set(problems.train[0]) == {"prompt", "nums", "target"}
     path.write_text(
