@@ -216,11 +216,11 @@ def pick_samples(records: Sequence[dict], count: int = 3) -> list[int]:
 def print_samples(console: Console, before: Sequence[dict], after: Sequence[dict] | None, width: int = 600) -> None:
     """Three sample completions before and after, with whether they are right."""
     for i in pick_samples(before):
-        console.print(Text(f"Problem: {_shorten(prompt_text(before[i]['prompt']), width)}", style="bold"))
+        console.print(Text(f"Problem: {shorten(prompt_text(before[i]['prompt']), width)}", style="bold"))
         for name, records in (("before", before), ("after", after)):
             if records is not None:
                 mark = "right" if records[i]["correct"][0] else "wrong"
-                console.print(Text(f"  {name} ({mark}): {_shorten(records[i]['sampled_completion'], width)}"))
+                console.print(Text(f"  {name} ({mark}): {shorten(records[i]['sampled_completion'], width)}"))
 
 
 def prompt_text(prompt: str | list[dict]) -> str:
@@ -228,7 +228,7 @@ def prompt_text(prompt: str | list[dict]) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
-def _shorten(text: str, width: int) -> str:
+def shorten(text: str, width: int) -> str:
     """One printable line: a completion must not move the cursor or colour the terminal."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
     return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"

@@ -61,6 +61,15 @@ def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: An
     return length
 
 
+def check_reference(recipe: Recipe) -> None:
+    """TRL loads the reference of a fully trained model from its path, which a GGUF file is not."""
+    if models.is_gguf(recipe.model.model_name_or_path or "") and recipe.training.beta and not recipe.model.use_peft:
+        raise RecipeError(
+            f"{recipe.path}: beta: {recipe.training.beta} with a GGUF file needs use_peft: true (the reference is then the "
+            "disabled adapter); else set beta: 0"
+        )
+
+
 def _conversational_without_template(recipe: Recipe, problems: Problems, tokenizer: Any) -> None:
     if isinstance(problems.train[0]["prompt"], list) and tokenizer.chat_template is None:
         raise RecipeError(
@@ -97,6 +106,7 @@ class Prepared:
         self.folder = Path(args.output_dir)
         rewards = resolve_rewards(task.rewards, task)
         check_weights(recipe, rewards)
+        check_reference(recipe)
         self.checkpoint = checkpoint_of(recipe)
         (self.accuracy_reward,) = resolve_rewards([get_task(task.task).ACCURACY], task)
         with args.main_process_first(desc="model and rows", local=False):

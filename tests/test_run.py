@@ -177,6 +177,7 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
         (["--resume_from_checkpoint", "nowhere"], "there is no folder nowhere"),
         (["--model_name_or_path", "no/such"], "neither a local folder nor reachable"),
         (["--heldout_size", "100000"], "found only"),
+        (["--model_name_or_path", "model.gguf", "--beta", "0.1"], "needs use_peft: true"),
     ],
 )
 def test_bad_input_is_one_clear_line_before_the_model_loads(
