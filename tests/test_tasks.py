@@ -181,8 +181,9 @@ def test_generated_problems_are_reproducible_solvable_in_range_and_disjoint(seed
     assert (train, heldout) == countdown.load_rows(config)
     assert len(train) == 60
     assert len(heldout) == 20
-    keys = [countdown.content_key(row) for row in train + heldout]
-    assert len(set(keys)) == len(keys)
+    held = {countdown.content_key(row) for row in heldout}
+    assert len(held) == 20
+    assert held.isdisjoint(countdown.content_key(row) for row in train)
     for row in train + heldout:
         assert len(row["nums"]) in operands
         assert all(1 <= n <= 99 for n in row["nums"])
@@ -193,7 +194,7 @@ def test_generated_problems_are_reproducible_solvable_in_range_and_disjoint(seed
 
 
 def test_no_seed_or_size_moves_a_problem_across_the_split():
-    held = {countdown.content_key(r) for r in countdown.load_rows(tiny_task_config(heldout_size=200))[1]}
+    held = {countdown.content_key(r) for r in countdown.load_rows(tiny_task_config(heldout_size=150))[1]}
     for seed, size in ((1, 500), (2, 1700), (0, 900)):
         train, _ = countdown.load_rows(tiny_task_config(task_seed=seed, train_size=size, heldout_size=0))
         assert held.isdisjoint(countdown.content_key(r) for r in train)
@@ -204,15 +205,15 @@ def test_different_seeds_give_different_problems():
 
 
 def test_balanced_classes_have_equal_shares():
-    train, _ = countdown.load_rows(tiny_task_config(train_size=900))
+    train, _ = countdown.load_rows(tiny_task_config(train_size=900, heldout_size=0))
     shares = Counter(row["kind"] for row in train)
     assert set(shares) == {"+", "-", "*"}
     assert all(230 < n < 370 for n in shares.values())
 
 
 def test_settings_that_admit_too_few_problems_are_an_error():
-    with pytest.raises(TaskError, match=r"distinct training Countdown problems of 5000.*countdown_operands=\[2\]"):
-        countdown.load_rows(generated(countdown_operands=[2], countdown_max=9, train_size=5000))
+    with pytest.raises(TaskError, match=r"distinct held-out Countdown problems of 5000.*countdown_operands=\[2\]"):
+        countdown.load_rows(generated(countdown_operands=[2], countdown_max=9, heldout_size=5000))
     with pytest.raises(TaskError, match="countdown_operators"):
         countdown.load_rows(generated(countdown_operators="+^"))
     with pytest.raises(TaskError, match="countdown_operands"):
