@@ -141,20 +141,9 @@ def what_it_shows(summary: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks learning", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    asked = parser.parse_args(argv)
-    found = {}
-    with tempfile.TemporaryDirectory() as out:
-        for label in asked.settings:
-            found[label] = [
-                learn(SETTINGS[label], seed, asked.steps, asked.learning_rate, Path(out)) for seed in range(asked.seeds)
-            ]
-            print(f"{label}: reward {ends(found[label], 'reward')}, KL {ends(found[label], 'kl')}", flush=True)
+def publish(found: dict[str, list[list[dict]]], learning_rate: float) -> None:
+    """Writes the table, the plot and what they show."""
+    steps, seeds = len(next(iter(found.values()))[0]), len(next(iter(found.values())))
     summary = {
         label: {name: statistics.fmean(ends(runs, name)) for name in ("reward", "kl", "beta", "clipped")}
         for label, runs in found.items()
@@ -173,14 +162,31 @@ def main(argv: list[str]) -> int:
     header = ["setting", "mean reward", "KL, nats per token", "KL over seeds", "beta at the end", "tokens stopped"]
     text = ["# Reward against KL to the reference", "", common.machine_line(), ""]
     text += [
-        f"Two-number Countdown, 0.1 M parameters, {asked.steps} steps of 128 completions, learning rate "
-        f"{asked.learning_rate:g}, {asked.seeds} seeds. Means over the last {2 * WINDOW} steps.",
+        f"Two-number Countdown, 0.1 M parameters, {steps} steps of 128 completions, learning rate "
+        f"{learning_rate:g}, {seeds} seeds. Means over the last {2 * WINDOW} steps.",
         "",
         common.table(header, rows),
         "",
     ]
-    if asked.settings == list(SETTINGS):
+    if list(found) == list(SETTINGS):
         plot(found)
         text += ["![reward against KL](learning.png)", "", what_it_shows(summary)]
     common.save("learning", "\n".join(text), {"settings": {k: str(v) for k, v in SETTINGS.items()}, "runs": found})
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks learning", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    asked = parser.parse_args(argv)
+    found = {}
+    with tempfile.TemporaryDirectory() as out:
+        for label in asked.settings:
+            found[label] = [
+                learn(SETTINGS[label], seed, asked.steps, asked.learning_rate, Path(out)) for seed in range(asked.seeds)
+            ]
+            print(f"{label}: reward {ends(found[label], 'reward')}, KL {ends(found[label], 'kl')}", flush=True)
+    publish(found, asked.learning_rate)
     return 0
