@@ -3,18 +3,19 @@
 import itertools
 import json
 import random
+import types
 from collections import Counter
 from fractions import Fraction
 
 import pytest
-from conftest import GSM8K_ROWS
+from conftest import GSM8K_ROWS, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_math import rewards
 from grpo_math.expressions import evaluate
 from grpo_math.models import tiny_task_config
-from grpo_math.tasks import TaskConfig, TaskError, countdown, gsm8k, load_problems, resolve_rewards
+from grpo_math.tasks import TASKS, TaskConfig, TaskError, countdown, gsm8k, load_problems, resolve_rewards
 from grpo_math.tasks.base import build_prompt, split_rows
 
 
@@ -385,3 +386,19 @@ def test_shuffled_numbers_are_the_same_problem():
     nums = [3, 8, 5]
     shuffled = rng.sample(nums, 3)
     assert countdown.content_key({"nums": nums, "target": 9}) == countdown.content_key({"nums": shuffled, "target": 9})
+
+
+def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch):
+    readme = (ROOT / "README.md").read_text()
+    source = readme.split("## A task of your own")[1].split("```python\n")[1].split("```")[0]
+    parity = types.ModuleType("parity")
+    exec(source, parity.__dict__)
+    monkeypatch.setitem(TASKS, "parity", parity)
+    config = TaskConfig(task="parity", heldout_size=50, fewshot=1)
+    problems = load_problems(config)
+    assert len(problems.train) == 10_000 - 50 - 1
+    assert len(problems.heldout) == 50
+    (reward,) = resolve_rewards(None, config)
+    row = problems.train[0]
+    completion = [{"role": "assistant", "content": f"<think>x</think><answer>{row['answer']}</answer>"}]
+    assert reward(completions=[completion], answer=[row["answer"]]) == [1.0]
