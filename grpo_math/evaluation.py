@@ -233,7 +233,8 @@ def measure(
         batch_size: completions generated at once.
         seed: of the sampling.
         max_new_tokens: longest completion.
-        sampling: `temperature`, `top_p`, `top_k`, ... of the training run.
+        sampling: `temperature`, `top_p`, `top_k`, `repetition_penalty`, ... of the training run; what is not given here
+            comes from the model's own generation_config, so give what training overrides.
         chat_template_kwargs: arguments of the chat template.
         stop_strings: what follows one of these in a completion is not read, so it may end there.
         process: this process's rank and the number of processes; rows are shared out and gathered.
@@ -259,10 +260,11 @@ def measure(
             **shared,
             **sampling,
         )
+        # Greedy is the same distribution's mode: a repetition penalty stays, what only shapes sampling goes.
+        unused = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
         greedy = generate(
-            model, tokenizer, ids, do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None,
-            progress=progress("greedy"), **shared,
-        )  # fmt: skip
+            model, tokenizer, ids, do_sample=False, progress=progress("greedy"), **shared, **{**sampling, **unused}
+        )
     model.train(was_training)
     sampled_ok = _outcomes(reward, [rows[mine[i]] for i in repeated], sampled)
     greedy_ok = _outcomes(reward, [rows[i] for i in mine], greedy)

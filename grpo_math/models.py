@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -56,7 +58,9 @@ def native_bf16(device: torch.device) -> bool:
     return False
 
 
-def choose_precision(dtype: str | None, bf16: bool, fp16: bool, device: torch.device, native: bool) -> Precision:
+def choose_precision(
+    dtype: str | None, bf16: bool, fp16: bool, device: torch.device, native: bool, use_peft: bool
+) -> Precision:
     """The recipe's precision where the device has bfloat16, else the nearest that it can do.
 
     Args:
@@ -65,16 +69,18 @@ def choose_precision(dtype: str | None, bf16: bool, fp16: bool, device: torch.de
         fp16: whether it asks for float16 autocast.
         device: where training runs.
         native: whether the device has bfloat16 (`native_bf16`).
+        use_peft: whether only an adapter is trained, on a base that stays as it is.
 
     Returns:
         the precision to use. Without native bfloat16: on a GPU float16 autocast with loss scaling, and a bfloat16 base
-        becomes float16 (trainable weights stay float32, as the loss scaler needs); on a CPU float32 throughout.
+        becomes float16 where it is frozen and float32 where it is trained, as the loss scaler needs; on a CPU float32.
     """
     dtype = dtype or "float32"
     if native or not (bf16 or dtype == "bfloat16"):
         return Precision(dtype, bf16, fp16, None)
     if device.type == "cuda":
-        chosen = Precision("float16" if dtype == "bfloat16" else dtype, False, True, None)
+        fallback = "float16" if use_peft else "float32"
+        chosen = Precision(fallback if dtype == "bfloat16" else dtype, False, True, None)
         return chosen._replace(
             note=f"This GPU has no native bfloat16: float16 autocast with loss scaling, weights in {chosen.dtype}."
         )
@@ -129,7 +135,7 @@ def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> 
             truncation_side="left",
             trust_remote_code=trust_remote_code,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(_not_found(name, error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -137,18 +143,20 @@ def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> 
 
 
 def load_config(model_args: ModelConfig, trust_remote_code: bool = False):
-    """The model's configuration (its context length, its shape), without its weights."""
+    """The model's configuration (its context length, its shape), without its weights; of an adapter, its base's."""
     name = resolve_name(_required_name(model_args))
+    name = adapter_base(name) or name
     try:
         return AutoConfig.from_pretrained(
             **_local_files(name), revision=model_args.model_revision, trust_remote_code=trust_remote_code
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(_not_found(name, error)) from error
 
 
 def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
-    """The policy, as TRL loads it; a GGUF file becomes a plain model of its configuration.
+    """The policy, as TRL loads it; a GGUF file becomes a plain model of its configuration, an adapter's folder its base
+    model with the adapter on it, ready to be trained further.
 
     Args:
         model_args: TRL's model settings: name, revision, attention, quantization.
@@ -158,7 +166,16 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
     """
     name = resolve_name(_required_name(model_args))
     if is_gguf(name):
+        if kwargs or model_args.load_in_4bit or model_args.load_in_8bit or model_args.attn_implementation:
+            raise ModelError(
+                f"model_name_or_path: a GGUF file ({name}) is loaded as a plain model; attn_implementation, load_in_4bit, "
+                "load_in_8bit and model_init_kwargs do not apply. Save it as a folder first."
+            )
         return _load_gguf(name, dtype)
+    if adapter_base(name):
+        base = dataclasses.replace(model_args, model_name_or_path=adapter_base(name), model_revision="main")
+        return PeftModel.from_pretrained(load_model(base, dtype, trust_remote_code, **kwargs), name, is_trainable=True)
+    kwargs.setdefault("device_map", None)  # one device a process: the trainer places the model
     source = _local_files(name)["pretrained_model_name_or_path"]
     quantization = get_quantization_config(model_args)
     if quantization is not None:
@@ -172,7 +189,7 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
             trust_remote_code=trust_remote_code,
             **kwargs,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(_not_found(name, error)) from error
 
 
@@ -189,6 +206,12 @@ def _load_gguf(name: str, dtype: str) -> PreTrainedModel:
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
     return plain
+
+
+def adapter_base(name: str) -> str | None:
+    """The base model of a folder that holds a LoRA adapter; None for any other name."""
+    path = Path(name).expanduser() / "adapter_config.json"
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
 
 
 def _required_name(model_args: ModelConfig) -> str:

@@ -140,6 +140,11 @@ def parse_overrides(argv: typing.Sequence[str]) -> dict[str, Any]:
             raise RecipeError(f"command line: {word!r} belongs to no field; write --field value")
         else:
             overrides[name].append(word)
+    known = fields()
+    for name, words in overrides.items():
+        switch = name == "resume_from_checkpoint" or name not in known or bool in _members(known[name][2])
+        if not words and not switch:
+            raise RecipeError(f"command line: --{name} has no value; write --{name} VALUE")
     return {name: "true" if not words else words[0] if len(words) == 1 else words for name, words in overrides.items()}
 
 
@@ -310,14 +315,27 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = ()) -> Recipe:
         if reporter not in reporters:
             raise RecipeError(f"{path}: report_to: {reporter!r} is not a choice{_nearest(reporter, reporters)}")
 
+    for name, (fits, fix) in {
+        "temperature": (lambda v: v > 0, "it must be above 0; what is greedy is measured anyway"),
+        "max_completion_length": (lambda v: v is not None and v > 0, "it must be 1 or more"),
+        "eval_strategy": (lambda v: v == "no", "held-out accuracy is measured before and after; see heldout_size"),
+    }.items():
+        if name in values and not fits(values[name]):
+            raise RecipeError(f"{path}: {name}: {values[name]} cannot be used: {fix}")
+
+    values.setdefault("output_dir", f"outputs/{Path(path).stem}")
     settings = dict(values)
-    settings.setdefault("output_dir", f"outputs/{Path(path).stem}")
     settings.setdefault("report_to", "none")
     device = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
     fp16 = settings.get("fp16", False)
     bf16 = settings.get("bf16")
     precision = choose_precision(
-        settings.get("dtype"), not fp16 if bf16 is None else bf16, fp16, device, native_bf16(device)
+        settings.get("dtype"),
+        not fp16 if bf16 is None else bf16,
+        fp16,
+        device,
+        native_bf16(device),
+        settings.get("use_peft", False),
     )
     settings.update(dtype=precision.dtype, bf16=precision.bf16, fp16=precision.fp16)
 
@@ -342,7 +360,8 @@ def _as_list(value: Any) -> list:
 
 
 def dump(values: dict[str, Any], comment: str) -> str:
-    """Values as a launchable recipe."""
+    """Values as a launchable recipe. Where it went on from belongs to the command, not to the recipe."""
+    values = {name: value for name, value in values.items() if name != "resume_from_checkpoint"}
     return f"# {comment}\n{LAUNCH_HEAD}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}{LAUNCH_TAIL}\n"
 
 

@@ -15,6 +15,17 @@ from transformers import TrainerCallback
 
 METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
 OUTPUTS = (METRICS, COMPLETIONS, CURVE, SUMMARY, "recipe.yaml", "heldout_before.json", "heldout_after.json")
+# The model or adapter and its tokenizer: an adapter left beside a full model would be loaded onto it.
+MODEL_FILES = (
+    "*.safetensors*",
+    "adapter_*",
+    "*config.json",
+    "token*",
+    "*.jinja",
+    "*.txt",
+    "training_args.bin",
+    "README.md",
+)
 
 
 # --- during the run ---------------------------------------------------------------------------------------------------
@@ -31,9 +42,11 @@ class RunRecorder(TrainerCallback):
     def __init__(self, folder: Path, blind: float | None = None):
         self.folder = folder
         self.blind = blind
+        self.first_step = 0
         self.trainer: Any = None  # set by the run once the trainer exists
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step = state.global_step
         if state.is_world_process_zero:
             # After a resume, what lies beyond the checkpoint is written again.
             for name in (METRICS, COMPLETIONS):
@@ -98,13 +111,13 @@ def read_jsonl(path: Path) -> list[dict]:
 def set_aside(folder: Path) -> Path | None:
     """Move an earlier run's outputs into `folder/earlier-N`, so that a new run neither mixes with nor deletes them."""
     present = [folder / name for name in OUTPUTS if (folder / name).exists()]
-    present += sorted(folder.glob("checkpoint-*"))
+    present += sorted(path for pattern in ("checkpoint-*", *MODEL_FILES) for path in folder.glob(pattern))
     if not present:
         return None
     number = 1 + max((int(p.name.split("-")[1]) for p in folder.glob("earlier-*")), default=0)
     aside = folder / f"earlier-{number}"
     aside.mkdir()
-    for path in present:
+    for path in dict.fromkeys(present):
         path.rename(aside / path.name)
     return aside
 
@@ -241,7 +254,9 @@ def print_summary(console: Console, folder: Path, summary: dict, samples: tuple[
         console.print(table_before_after(summary))
         if summary.get("blind") is not None:
             console.print(Text(f"Ignoring the target: {summary['blind_how']}."))
-    console.print(Text(f"{summary['steps']} steps in {summary['seconds']:.0f} s of training."))
+    done = summary["steps"] - summary["resumed_at"]
+    resumed = f" (resumed at {summary['resumed_at']})" if summary["resumed_at"] else ""
+    console.print(Text(f"{done} steps{resumed} in {summary['seconds']:.0f} s of training."))
     if (folder / CURVE).exists():
         console.print(Text(f"Reward curve: {folder / CURVE}"))
     console.print(Text(f"Model, metrics and completions: {folder}"))

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -36,6 +38,7 @@ INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
 
 
 def check_weights(recipe: Recipe, rewards: Sequence) -> None:
+    """One weight a reward."""
     weights = recipe.training.reward_weights
     if weights is not None and len(weights) != len(rewards):
         raise RecipeError(
@@ -120,7 +123,10 @@ class Prepared:
         model = models.load_model(
             recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
         )
-        args.model_init_kwargs = None  # used above; the trainer gets the model itself
+        # The trainer gets the model itself; for a reference of its own TRL still needs to know the revision.
+        args.model_init_kwargs = (
+            {"revision": recipe.model.model_revision} if args.beta and not recipe.model.use_peft else None
+        )
         self.recorder = report.RunRecorder(self.folder, self.problems.blind and self.problems.blind[0])
         self.interrupt = StopOnSignal()
         self.trainer = GRPOMathTrainer(
@@ -129,7 +135,9 @@ class Prepared:
             args=args,
             train_dataset=Dataset.from_list(self.problems.train),
             processing_class=self.tokenizer,
-            peft_config=get_peft_config(recipe.model),
+            peft_config=None
+            if isinstance(model, PeftModel)
+            else get_peft_config(recipe.model),  # a saved adapter goes on
             callbacks=[self.recorder, self.interrupt],
         )
         self.recorder.trainer = self.interrupt.trainer = self.trainer
@@ -137,7 +145,7 @@ class Prepared:
             self.trainer.remove_callback(ProgressCallback)
             self.trainer.add_callback(ShortProgress())
         self.trainer.remove_callback(PrinterCallback)
-        if recipe.model.use_peft:
+        if isinstance(self.trainer.model, PeftModel):
             models.float32_adapter(self.trainer.model)
 
     def measure(self, label: str) -> Accuracy | None:
@@ -145,7 +153,15 @@ class Prepared:
         task, args, trainer = self.recipe.task, self.recipe.training, self.trainer
         if not self.problems.heldout:
             return None
-        sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p}
+        # What TRL sets when it samples for training, so that the policy that is measured is the one that is trained.
+        sampling = {
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "min_p": args.min_p,
+            "repetition_penalty": args.repetition_penalty,
+            **(args.generation_kwargs or {}),
+        }
         with unwrap_model_for_generation(
             trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
         ) as model:
@@ -271,9 +287,8 @@ def train(recipe: Recipe) -> int:
         console.print(line)
 
     before, before_records = _before(run, main)
-    started, first_step = time.perf_counter(), None
+    started = time.perf_counter()
     try:
-        first_step = trainer.state.global_step
         trainer.train(resume_from_checkpoint=run.checkpoint)
     finally:
         run.interrupt.restore()
@@ -292,7 +307,7 @@ def train(recipe: Recipe) -> int:
     trainer.save_model(str(folder))
     after = run.measure("after")
     if main:
-        summary = summarise(run, before, after, seconds, trainer.state.global_step - (first_step or 0))
+        summary = summarise(run, before, after, seconds)
         (folder / report.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         if after is not None:
             _write_records(folder / "heldout_after.json", after)
@@ -325,8 +340,10 @@ def describe(run: Prepared) -> list[str]:
 def _before(run: Prepared, main: bool) -> tuple[dict | None, list[dict] | None]:
     """Held-out accuracy before training; a resumed run reads what its beginning measured."""
     kept = run.folder / "heldout_before.json"
-    if run.checkpoint and kept.exists():
-        stored = json.loads(kept.read_text(encoding="utf-8"))
+    stored = _stored_before(run, kept) if run.checkpoint and main else None
+    if run.trainer.accelerator.num_processes > 1:  # the main process decides, the others may not see its disk
+        stored = broadcast_object_list([stored])[0]
+    if stored is not None:
         return stored["figures"], stored["records"]
     before = run.measure("before")
     if before is None:
@@ -334,6 +351,16 @@ def _before(run: Prepared, main: bool) -> tuple[dict | None, list[dict] | None]:
     if main:
         _write_records(kept, before)
     return _figures(before), before.records
+
+
+def _stored_before(run: Prepared, kept: Path) -> dict | None:
+    """What the run's beginning measured, if it was on the same problems and as many samples."""
+    if not kept.exists():
+        return None
+    stored = json.loads(kept.read_text(encoding="utf-8"))
+    same = [r["prompt"] for r in stored["records"]] == [row["prompt"] for row in run.problems.heldout]
+    samples = {len(r["correct"]) for r in stored["records"]}
+    return stored if same and samples == {run.recipe.task.heldout_generations} else None
 
 
 def _figures(accuracy: Accuracy) -> dict:
@@ -350,8 +377,11 @@ def _write_records(path: Path, accuracy: Accuracy) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def summarise(run: Prepared, before: dict | None, after: Accuracy | None, seconds: float, steps: int) -> dict:
-    """The content of summary.json. Accuracies are `{"value", "low", "high"}` with 95 % intervals, or null."""
+def summarise(run: Prepared, before: dict | None, after: Accuracy | None, seconds: float) -> dict:
+    """The content of summary.json. Accuracies are `{"value", "low", "high"}` with 95 % intervals, or null.
+
+    `steps` are those of the whole training, `seconds` those of this session, which a resume begins at `resumed_at`.
+    """
     last = _figures(after) if after is not None else {}
     first = before or {}
     history = [r["reward"] for r in run.trainer.state.log_history if r.get("reward") is not None]
@@ -360,7 +390,8 @@ def summarise(run: Prepared, before: dict | None, after: Accuracy | None, second
         "task": run.recipe.task.task,
         "recipe": run.recipe.path.name,
         "model": run.recipe.model.model_name_or_path,
-        "steps": steps,
+        "steps": run.trainer.state.global_step,
+        "resumed_at": run.recorder.first_step,
         "seconds": round(seconds, 1),
         "world_size": run.recipe.training.world_size,
         "heldout_n": len(run.problems.heldout),

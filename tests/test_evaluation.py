@@ -97,11 +97,19 @@ def test_measuring_changes_neither_the_random_state_nor_the_mode(tiny):
     problems = load_problems(config)
     (reward,) = resolve_rewards(["countdown_accuracy"], config)
 
-    def run():
+    def run(**sampling):
         return measure(
             model, tokenizer, problems.heldout, problems.kinds, reward, generations=3, batch_size=16, seed=1,
-            max_new_tokens=8, sampling={"temperature": 1.0, "top_k": 0, "top_p": 1.0},
+            max_new_tokens=8, sampling={"temperature": 1.0, "top_k": 0, "top_p": 1.0, **sampling},
         )  # fmt: skip
+
+    plain = run()
+    model.generation_config.repetition_penalty = 5.0  # what training overrides is overridden here too
+    try:
+        assert run(repetition_penalty=1.0).sampled == plain.sampled
+        assert run().records != plain.records
+    finally:
+        model.generation_config.repetition_penalty = None
 
     model.train()
     torch.manual_seed(5)

@@ -30,7 +30,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ],
 )
 def test_precision_falls_back_by_capability_and_says_so_in_one_line(asked, device, native, expected):
-    chosen = choose_precision(*asked, device, native)
+    chosen = choose_precision(*asked, device, native, use_peft=True)
     assert chosen[:3] == expected
     changed = (asked[0] or "float32", *asked[1:]) != expected
     assert (chosen.note is not None) == changed
@@ -66,6 +66,10 @@ def test_most_trainable_weights_move_in_one_step(path):
         optimizer.zero_grad()
     moved = sum((a != b).sum().item() for a, b in zip(before, trained, strict=True))
     assert moved / sum(p.numel() for p in trained) > 0.8
+
+
+def test_without_bfloat16_weights_that_are_trained_become_float32():
+    assert choose_precision("bfloat16", True, False, CUDA, False, use_peft=False)[:3] == ("float32", False, True)
 
 
 def test_bfloat16_weights_would_not_move():

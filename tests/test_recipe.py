@@ -112,7 +112,8 @@ def test_an_override_takes_the_fields_type(tiny_recipe, argv, field, value):
         (["--optim", "adamw_trch"], ["optim", "did you mean adamw_torch"]),
         (["--prompt_style", "thnk"], ["prompt_style", "did you mean think"]),
         (["--dtype", "bf16"], ["dtype", "bfloat16"]),
-        (["--max_steps"], ["max_steps", "whole number"]),
+        (["--max_steps"], ["max_steps", "no value"]),
+        (["--output_dir", "--max_steps", "5"], ["--output_dir has no value"]),
         (["--max_steps", "3", "--max_steps", "4"], ["--max_steps", "twice"]),
         (["recipes"], ["recipes", "--field value"]),
         (["--lr_scheduler_type", "cosin"], ["did you mean cosine"]),
@@ -140,6 +141,8 @@ def test_a_wrong_override_names_the_value_and_the_fix(tiny_recipe, argv, says):
         ("launch: x\nheldout_size: -1\n", ["heldout_size", "-1"]),
         ("num_generations: 3\nper_device_train_batch_size: 4\n", ["generation_batch_size (4)", "num_generations (3)"]),
         ("report_to: wandbb\n", ["report_to", "did you mean wandb"]),
+        ("temperature: 0\n", ["temperature: 0", "above 0"]),
+        ("eval_strategy: steps\n", ["eval_strategy", "heldout_size"]),
     ],
 )
 def test_a_wrong_recipe_names_the_file_and_the_fix(tmp_path, text, says):
@@ -156,7 +159,7 @@ def test_a_missing_recipe_is_named_with_the_nearest(tiny_recipe):
 
 def test_what_is_dumped_reads_back(tmp_path, tiny_recipe):
     values = checked_values(tiny_recipe, ["--countdown_operators", "+-"])
-    path = write(tmp_path, room.dump(values, "a run"))
+    path = write(tmp_path, room.dump({**values, "resume_from_checkpoint": True}, "a run"))
     assert read_yaml(path) == values
     ast.parse(path.read_text())
 

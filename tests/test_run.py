@@ -77,6 +77,9 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tiny_recipe, tmp_path, 
     (tmp_path / "parts" / "checkpoint-4").rename(tmp_path / "gone")
     assert run(tiny_recipe, tmp_path / "parts", *steps, "--resume_from_checkpoint", "true") == 0
     assert [m["step"] for m in report.read_jsonl(tmp_path / "parts" / "metrics.jsonl")] == [1, 2, 3, 4]
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    assert (summary["steps"], summary["resumed_at"]) == (4, 2)
+    assert "resume_from_checkpoint" not in read_yaml(tmp_path / "parts" / "recipe.yaml")
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all((whole[name] - parts[name]).abs().max() < 1e-6 for name in whole)
     assert not list((tmp_path / "parts").glob("earlier-*"))  # a resume continues, it does not set aside
@@ -118,6 +121,18 @@ def test_gsm8k_with_lora_through_a_chat_template(tmp_path, gsm8k_folder, small_c
     from peft import AutoPeftModelForCausalLM
 
     AutoPeftModelForCausalLM.from_pretrained(folder)
+    assert cli.main(["eval", str(ROOT / "recipes" / "gsm8k.yaml"), "--model_name_or_path", str(folder), "--dataset_path",
+                     str(gsm8k_folder), "--max_completion_length", "16", "--heldout_size", "2", "--output_dir",
+                     str(tmp_path / "eval"), "--disable_tqdm", "true"]) == 0  # fmt: skip
+    # Trained on: the adapter is the one that was saved, not a new one on top.
+    code = run(
+        ROOT / "recipes" / "gsm8k.yaml", tmp_path / "on", *short, "--model_name_or_path", str(folder),
+        "--dataset_path", str(gsm8k_folder), "--max_completion_length", "16", "--gradient_accumulation_steps", "1",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "on" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        small_chat_model
+    )
     record = report.read_jsonl(folder / "completions.jsonl")[0]
     assert record["prompt"][0]["role"] == "system"
     assert set(record["rewards"]) == {"gsm8k_accuracy", "think_answer_format"}
@@ -209,6 +224,7 @@ def test_a_second_run_keeps_the_first(tiny_recipe, tmp_path, short, capsys):
     first = (tmp_path / "metrics.jsonl").read_text()
     assert run(tiny_recipe, tmp_path, *short) == 0
     assert (tmp_path / "earlier-1" / "metrics.jsonl").read_text() == first
+    assert (tmp_path / "earlier-1" / "model.safetensors").exists()
     assert "earlier-1" in capsys.readouterr().out
 
 

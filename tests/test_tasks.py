@@ -58,10 +58,13 @@ def test_gsm8k_is_found_through_the_environment(gsm8k_folder, monkeypatch):
     assert len(load_problems(TaskConfig(heldout_size=2)).train) == len(GSM8K_ROWS)
 
 
-def test_gsm8k_from_one_file_is_split_by_content(gsm8k_folder):
+@pytest.mark.parametrize("given_by", ["dataset_path", "environment"])
+def test_gsm8k_from_one_file_is_split_by_content(gsm8k_folder, monkeypatch, given_by):
     path = gsm8k_folder / "train.jsonl"
+    if given_by == "environment":
+        monkeypatch.setenv("GRPO_MATH_GSM8K", str(path))
     path.write_text(path.read_text() * 2)  # every row twice: the copies must not straddle the split
-    problems = load_problems(TaskConfig(dataset_path=str(path), heldout_size=5))
+    problems = load_problems(TaskConfig(dataset_path=str(path) if given_by == "dataset_path" else None, heldout_size=5))
     assert len(problems.heldout) == 5
     assert {r["question"] for r in problems.heldout}.isdisjoint(r["question"] for r in problems.train)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -127,6 +129,8 @@ def _resolve_reward(name: str, style: str) -> Callable:
     bare = style in ("plain", "compact")
     if "." in name:
         module_name, _, attribute = name.rpartition(".")
+        if os.getcwd() not in sys.path:  # as `trl grpo` does: a module of the user's, beside where the run is started
+            sys.path.insert(0, os.getcwd())
         try:
             reward = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError) as error:

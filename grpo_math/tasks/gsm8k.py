@@ -12,6 +12,7 @@ are dropped where a solution is shown as an example.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def load_rows(config: TaskConfig) -> tuple[list[dict], list[dict]]:
     rows = [check_row(row, f"{train.source}, row {i}") for i, row in enumerate(train.rows)]
     if not rows:
         raise TaskError(f"{train.source} has no rows")
-    if config.dataset_path is not None and Path(config.dataset_path).expanduser().is_file():
+    local = config.dataset_path or os.environ.get("GRPO_MATH_GSM8K")
+    if local is not None and Path(local).expanduser().is_file():
         return split_rows(rows, lambda row: row["question"], config, train.source)
     test = read_rows(config, HUB_DATASET, "test", env="GRPO_MATH_GSM8K", wanted=wanted)
     heldout = [check_row(row, f"{test.source}, row {i}") for i, row in enumerate(test.rows)]
