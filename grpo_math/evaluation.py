@@ -50,7 +50,8 @@ def wilson(value: float, n: float) -> Interval:
         raise ValueError(f"a share in [0, 1] of n > 0 trials is needed, not value={value}, n={n}")
     centre = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(value * (1 - value) / n + Z95**2 / (4 * n**2))
-    return Interval(value, max(0.0, centre - half), min(1.0, centre + half))
+    # At 0 and 1 the bounds are the share itself; round-off must not push them past it.
+    return Interval(value, min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half)))
 
 
 def clustered(correct: Sequence[Sequence[float]]) -> Interval:

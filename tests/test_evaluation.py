@@ -18,6 +18,13 @@ def test_wilson_against_published_values():
     assert wilson(0.5, 10)[1:] == pytest.approx((0.2366, 0.7634), abs=1e-4)
 
 
+def test_an_interval_always_holds_its_value():
+    for n in range(1, 400):
+        for value in (0.0, 1.0, 1 / 3):
+            interval = wilson(value, n)
+            assert 0.0 <= interval.low <= value <= interval.high <= 1.0
+
+
 @pytest.mark.parametrize(("value", "n"), [(1.2, 5), (-0.1, 5), (0.5, 0)])
 def test_wilson_refuses_what_is_no_share(value, n):
     with pytest.raises(ValueError, match="share"):
