@@ -18,9 +18,9 @@ def _tiny_cache(tmp_path_factory):
     os.environ["GRPO_MATH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(autouse=True)
-def _no_local_data(monkeypatch):
-    """What is in the caller's environment does not reach the tests, except through the fixtures that ask for it."""
+@pytest.fixture
+def no_local_data(monkeypatch):
+    """The data sets that the caller's environment names do not reach the test."""
     for name in ("GRPO_MATH_GSM8K", "GRPO_MATH_COUNTDOWN"):
         monkeypatch.delenv(name, raising=False)
 

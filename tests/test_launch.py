@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES, ROOT
 
+pytestmark = pytest.mark.usefixtures("no_local_data")
+
+
 BIN = Path(sys.executable).parent
 
 

@@ -13,6 +13,8 @@ from conftest import GSM8K_ROWS, ROOT
 from grpo_math import cli, report
 from grpo_math.recipe import read_yaml
 
+pytestmark = pytest.mark.usefixtures("no_local_data")
+
 
 def run(recipe, folder, *overrides):
     return cli.main(["train", str(recipe), "--output_dir", str(folder), "--disable_tqdm", "true", *overrides])

@@ -18,6 +18,8 @@ from grpo_math.models import tiny_task_config
 from grpo_math.tasks import TASKS, TaskConfig, TaskError, countdown, gsm8k, load_problems, resolve_rewards
 from grpo_math.tasks.base import build_prompt, split_rows
 
+pytestmark = pytest.mark.usefixtures("no_local_data")
+
 
 def generated(**overrides):
     base = dict(task="countdown", dataset_path="generated", train_size=60, heldout_size=20)
