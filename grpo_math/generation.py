@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin, QuantizedLayer
 from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
@@ -42,8 +43,16 @@ def _select(model_kwargs: dict, rows: torch.Tensor, batch_size: int) -> dict:
 
 
 def can_select_rows(cache: Cache | None) -> bool:
-    """Whether every layer of a cache can drop and repeat rows (those of linear-attention layers cannot)."""
-    return cache is not None and all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+    """Whether every layer of a cache can drop and repeat rows.
+
+    Layers with a recurrent state and quantized ones cannot: hybrids of the former inherit the method, which then moves
+    the keys and values only.
+    """
+    return cache is not None and all(
+        hasattr(layer, "batch_select_indices")
+        and not isinstance(layer, (LinearAttentionCacheLayerMixin, QuantizedLayer))
+        for layer in cache.layers
+    )
 
 
 @torch.no_grad()
@@ -106,7 +115,7 @@ def decode(
             return input_ids
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
         running = (~finished[rows]).nonzero().squeeze(1)
-        if drop_finished and len(running) < len(rows) and can_select_rows(model_kwargs["past_key_values"]):
+        if drop_finished and len(running) < len(rows) and can_select_rows(model_kwargs.get("past_key_values")):
             model_kwargs["past_key_values"].batch_select_indices(running)
             model_kwargs = _select(model_kwargs, running, len(rows))
             rows = rows[running]

@@ -11,6 +11,8 @@ Sources: GRPO (DeepSeekMath, arXiv 2402.03300), PPO (arXiv 1707.06347), DAPO (ar
 tensor([-1.0000,  0.3333,  0.3333,  0.3333])
 """
 
+import math
+
 import torch
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -310,6 +312,14 @@ def adapted_beta(beta: float, kl: float, kl_target: float, kl_horizon: float, co
 
     Returns:
         `float`
+
+    Raises:
+        `ValueError`: for a KL that is not a number: beta would stay NaN from there on.
     """
+    if math.isnan(kl):
+        raise ValueError(
+            "the KL to the reference is NaN, so kl_target cannot adapt beta: some log-probability is NaN or infinite. "
+            "Lower learning_rate or max_grad_norm, and go on from the last checkpoint."
+        )
     error = min(max(kl / kl_target - 1.0, -0.2), 0.2)
     return beta * (1.0 + error * completions / kl_horizon)

@@ -188,9 +188,9 @@ class GRPOMathConfig(GRPOConfig):
         if self.kl_estimator is not None:
             if self.kl_estimator not in losses.KL_ESTIMATORS:
                 raise ValueError(f"kl_estimator={self.kl_estimator!r} is not known. Write one of 'k1', 'k2', 'k3'.")
-            if self.beta == 0.0:
+            if not self.beta > 0:
                 raise ValueError(
-                    f"kl_estimator={self.kl_estimator!r} and beta=0 contradict each other: without a coefficient "
+                    f"kl_estimator={self.kl_estimator!r} and beta={self.beta:g} contradict each other: without a coefficient "
                     "there is no KL term. Set beta above 0 (0.001 to 0.04 are usual), or leave kl_estimator out."
                 )
             if self.kl_estimator == "k1" and not self.use_bias_correction_kl:
@@ -200,12 +200,12 @@ class GRPOMathConfig(GRPOConfig):
                     "kl_estimator='k2'."
                 )
         if self.kl_target is not None:
-            if self.beta == 0.0:
+            if not self.beta > 0:
                 raise ValueError(
-                    f"kl_target={self.kl_target} and beta=0 contradict each other: the controller multiplies beta, "
+                    f"kl_target={self.kl_target} and beta={self.beta:g} contradict each other: the controller multiplies beta, "
                     "and zero stays zero. Set beta to a positive start (0.04, say), or leave kl_target out."
                 )
-            if not self.kl_target > 0:
+            if not 0 < self.kl_target < math.inf:
                 raise ValueError(f"kl_target={self.kl_target}: write a positive number of nats per token.")
             self._check_horizon()
         elif self.kl_horizon is not None:

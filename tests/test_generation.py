@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig
 from trainer_fixtures import ALL_OFF, tiny_model, tiny_tokenizer, train
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, cache_utils, set_seed
 
-from grpo_math.generation import decode, decoding_with, why_not
+from grpo_math.generation import can_select_rows, decode, decoding_with, why_not
 
 BOTH = {"share_prefill": True, "drop_finished": True}
 
@@ -151,3 +151,16 @@ def test_the_trainer_leaves_beam_search_to_transformers_and_says_so_once(tmp_pat
     said = [record.message for record in caplog.records if "share_prefill and drop_finished" in record.message]
     assert len(said) == 1
     assert "beam" in said[0]
+
+
+def test_layers_with_a_recurrent_state_keep_their_rows():
+    """A hybrid's layer inherits the method, which moves its keys and values and not its state."""
+    hybrid = type("Hybrid", (cache_utils.LinearAttentionCacheLayerMixin, cache_utils.DynamicLayer), {})
+    hybrid.__abstractmethods__ = frozenset()
+    layer = object.__new__(hybrid)
+    assert hasattr(layer, "batch_select_indices")
+    cache = cache_utils.Cache(layers=[cache_utils.DynamicLayer()])
+    assert can_select_rows(cache)
+    cache.layers.append(layer)
+    assert not can_select_rows(cache)
+    assert not can_select_rows(None)

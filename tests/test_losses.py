@@ -357,3 +357,9 @@ def test_composed_loss_equals_trls_in_value_gradient_and_metrics(loss_type, leve
 )
 def test_beta_rises_above_the_target_and_falls_below_it_by_at_most_a_fifth_of_the_share(kl, expected):
     assert adapted_beta(0.5, kl, kl_target=0.1, kl_horizon=64, completions=16) == pytest.approx(expected)
+
+
+def test_a_kl_that_is_not_a_number_does_not_reach_beta():
+    with pytest.raises(ValueError, match="NaN"):
+        losses.adapted_beta(0.04, float("nan"), 0.05, 1000.0, 8)
+    assert losses.adapted_beta(0.04, float("inf"), 0.05, 1000.0, 8) == pytest.approx(0.04 * (1 + 0.2 * 8 / 1000))

@@ -124,7 +124,7 @@ def is_heldout(row: dict) -> bool:
 
     The side does not depend on a seed or a size, so no run ever trains on a problem that another one is measured on.
     """
-    return hashlib.sha256(f"held-out {content_key(row)}".encode()).digest()[0] % 5 == 0
+    return hashlib.sha256(f"side of {content_key(row)}".encode()).digest()[0] % 5 == 0
 
 
 def generate(count: int, config: TaskConfig, seed: int, heldout: bool) -> list[dict]:
