@@ -71,7 +71,7 @@ def test_every_recipe_launches(path, tmp_path, short, gsm8k_folder, small_chat_m
     overrides = [*short, "--output_dir", "out"]
     if path.stem != "countdown_tiny":
         overrides += ["--model_name_or_path", small_chat_model, "--max_completion_length", "16"]
-        overrides += ["--gradient_accumulation_steps", "1"] if "gradient_accumulation_steps" in path.read_text() else []
+        overrides += ["--gradient_accumulation_steps", "2"] if "gradient_accumulation_steps" in path.read_text() else []
         data = gsm8k_folder if "gsm8k" in path.stem else "generated"
         overrides += ["--dataset_path", data, "--train_size", "15"]
     start(BIN / "accelerate", "launch", path, *overrides, cwd=tmp_path)
