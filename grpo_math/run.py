@@ -380,7 +380,8 @@ def _write_records(path: Path, accuracy: Accuracy) -> None:
 def summarise(run: Prepared, before: dict | None, after: Accuracy | None, seconds: float) -> dict:
     """The content of summary.json. Accuracies are `{"value", "low", "high"}` with 95 % intervals, or null.
 
-    `steps` are those of the whole training, `seconds` those of this session, which a resume begins at `resumed_at`.
+    `steps` are those of the whole training, `seconds` those since `resumed_at`, the step at which this
+    start began (0 unless it is a resume).
     """
     last = _figures(after) if after is not None else {}
     first = before or {}

@@ -280,7 +280,8 @@ def blind_accuracy(rows: Sequence[dict], train: Sequence[dict], config: TaskConf
         the accuracy, in [0, 1], and a few words on how it was found.
     """
     if config.dataset_path == "generated" and tuple(config.countdown_operands) == (2,):
-        right = sum(max(_law(row["nums"], config), key=_law(row["nums"], config).get) == _answer(row) for row in rows)
+        laws = [_law(row["nums"], config) for row in rows]
+        right = sum(max(law, key=law.get) == _answer(row) for law, row in zip(laws, rows, strict=True))
         return right / len(rows), "best guess from the numbers alone, exact law of the generator"
     rules = Counter()
     for row in train:
