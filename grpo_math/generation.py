@@ -96,7 +96,8 @@ def decode(
         input_ids[prefill_rows], is_first_iteration=True, **_select(model_kwargs, prefill_rows, batch_size)
     )
     outputs = model(**inputs, return_dict=True)
-    logits = outputs.logits[:, -1].to(dtype=torch.float32)  # (rows, V)
+    # A copy, since processors may write into it and a view would keep the logits of the whole prompt alive
+    logits = outputs.logits[:, -1].to(dtype=torch.float32, copy=True)  # (rows, V)
     if len(prefill_rows) < batch_size:
         outputs.past_key_values.batch_select_indices(expand)
         logits = logits[expand]
@@ -104,7 +105,7 @@ def decode(
     finished = torch.zeros_like(rows, dtype=torch.bool)
     while True:
         # Over all rows, finished ones too: a processor may hold something of each row, and every row keeps its draws
-        scores = logits_processor(input_ids, logits.clone())
+        scores = logits_processor(input_ids, logits)
         if generation_config.do_sample:
             tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
         else:
@@ -121,7 +122,11 @@ def decode(
             rows = rows[running]
         inputs = model.prepare_inputs_for_generation(input_ids[rows], next_sequence_length=1, **model_kwargs)
         outputs = model(**inputs, return_dict=True)
-        logits[rows] = outputs.logits[:, -1].to(dtype=torch.float32)
+        running_logits = outputs.logits[:, -1].to(dtype=torch.float32, copy=True)
+        if len(rows) == batch_size:
+            logits = running_logits
+        else:  # what a finished row's logits are does not matter, as long as they can be sampled from
+            logits = running_logits.new_zeros(batch_size, running_logits.size(1)).index_copy_(0, rows, running_logits)
 
 
 @contextmanager
