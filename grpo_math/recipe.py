@@ -290,12 +290,14 @@ def checked_values(path: str | Path, argv: typing.Sequence[str] = ()) -> dict[st
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-def load_recipe(path: str | Path, argv: typing.Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool = False) -> Recipe:
     """Read, check and build a recipe.
 
     Args:
         path: the YAML file.
         argv: overrides, `["--max_steps", "10"]`.
+        planned: for a CUDA device with bfloat16 that need not be here: precision as there, everything placed on the CPU
+            (float16 becomes bfloat16, which is as large and which a CPU has).
 
     Raises:
         RecipeError: for anything in it that is wrong.
@@ -306,7 +308,7 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = ()) -> Recipe:
     from grpo_math.models import choose_precision, native_bf16
 
     values = checked_values(path, argv)
-    cpu = values.get("use_cpu", not _has_accelerator())
+    cpu = planned or values.get("use_cpu", not _has_accelerator())
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # worker processes of the launcher then meet over gloo
         values = {**values, "use_cpu": True}
@@ -327,6 +329,10 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = ()) -> Recipe:
     settings = dict(values)
     settings.setdefault("report_to", "none")
     device = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
+    if planned:
+        halves = {"float16": "bfloat16"}
+        settings["dtype"] = halves.get(settings.get("dtype"), settings.get("dtype"))
+        settings.update(bf16=settings.get("bf16", True) or settings.get("fp16", False), fp16=False)
     fp16 = settings.get("fp16", False)
     bf16 = settings.get("bf16")
     precision = choose_precision(
@@ -334,7 +340,7 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = ()) -> Recipe:
         not fp16 if bf16 is None else bf16,
         fp16,
         device,
-        native_bf16(device),
+        planned or native_bf16(device),
         settings.get("use_peft", False),
     )
     settings.update(dtype=precision.dtype, bf16=precision.bf16, fp16=precision.fp16)

@@ -1,0 +1,645 @@
+"""How much GPU memory a recipe needs, before it is started: predicted on fake tensors, without a GPU, weights or downloads.
+
+[`predict`] runs the recipe's real step ([`grpo_math.dry_run`]) with every prompt and completion of the greatest length.
+What torch's allocator does not see (the CUDA context, cuBLAS's workspace) and what it loses to fragmentation comes on top:
+`total = 1.03 * peak + 0.7 GiB`, an assumption until it has been calibrated on a card.
+
+>>> print(predict("recipes/gsm8k.yaml").total / GIB)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from grpo_math.recipe import Recipe, RecipeError, load_recipe
+
+GIB = 2**30
+OVERHEAD_FACTOR, OVERHEAD_BYTES = 1.03, int(0.7 * GIB)
+DEFAULT_VRAM = 8.0  # GiB
+
+# The combinations that the prediction was compared on; it reaches into the internals of all of them
+SUPPORTED = (
+    {"torch": "2.13", "transformers": "5.23", "trl": "1.16", "bitsandbytes": "0.50"},
+    {"torch": "2.11", "transformers": "5.17", "trl": "1.16", "bitsandbytes": "0.50"},
+)
+
+# Published shapes (config.json of the model cards at https://huggingface.co/Qwen and .../HuggingFaceTB)
+_QWEN = dict(
+    model_type="qwen2",
+    num_key_value_heads=2,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+    max_position_embeddings=32768,
+    rms_norm_eps=1e-6,
+)
+_SMOL = dict(
+    model_type="llama", vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192, rms_norm_eps=1e-5
+)
+
+
+def _shape(family: dict, hidden: int, intermediate: int, layers: int, heads: int, **other) -> dict:
+    return {
+        **family,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        **other,
+    }
+
+
+SHAPES = {
+    "Qwen/Qwen2.5-0.5B": _shape(_QWEN, 896, 4864, 24, 14),
+    "Qwen/Qwen2.5-1.5B": _shape(_QWEN, 1536, 8960, 28, 12),
+    "Qwen/Qwen2.5-3B": _shape(_QWEN, 2048, 11008, 36, 16),
+    "Qwen/Qwen2.5-7B": _shape(
+        _QWEN, 3584, 18944, 28, 28, num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False
+    ),
+    "HuggingFaceTB/SmolLM2-135M": _shape(_SMOL, 576, 1536, 30, 9, num_key_value_heads=3),
+    "HuggingFaceTB/SmolLM2-360M": _shape(_SMOL, 960, 2560, 32, 15, num_key_value_heads=5),
+    "HuggingFaceTB/SmolLM2-1.7B": _shape(_SMOL, 2048, 8192, 24, 32, num_key_value_heads=32),
+}
+
+# Tokens of the longest prompt without worked examples, in Qwen2.5's tokenizer: all 8,792 problems of GSM8K, and 2,000
+# generated Countdown problems of three and four numbers, in the longest prompt style
+LONGEST_PROMPT = {"gsm8k": 288, "countdown": 136}
+
+
+class PredictionError(ValueError):
+    """A memory prediction that cannot be made; the message says why and what to do."""
+
+
+# --- what is predicted ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Prediction:
+    """
+    Peak memory of a recipe.
+
+    Attributes:
+        model: Its name.
+        prompt_length: Tokens of the longest prompt, and where that number comes from (`prompt_source`).
+        peaks, ops, parts: Bytes at the peak of each phase, the operation there, and its split into categories.
+        paged: Bytes of optimizer states in managed memory, which CUDA moves to the host when the card is full: not
+            in the peaks.
+        overrides: Fields that were changed.
+    """
+
+    model: str
+    prompt_length: int
+    prompt_source: str
+    peaks: dict[str, int]
+    ops: dict[str, str]
+    parts: dict[str, dict[str, int]]
+    paged: int
+    overrides: dict[str, Any]
+
+    @property
+    def phase(self) -> str:
+        """The phase with the highest peak."""
+        return max(self.peaks, key=self.peaks.__getitem__)
+
+    @property
+    def peak(self) -> int:
+        """What torch's allocator will have given out at most, in bytes."""
+        return self.peaks[self.phase]
+
+    @property
+    def total(self) -> int:
+        """What the card must have, in bytes: the peak, fragmentation, and what is not the allocator's."""
+        return int(OVERHEAD_FACTOR * self.peak) + OVERHEAD_BYTES
+
+    def fits(self, vram: float) -> bool:
+        """Whether a card with `vram` GiB is enough."""
+        return self.total <= vram * GIB
+
+    def as_dict(self) -> dict:
+        """For JSON: the attributes, with the totals."""
+        return {**dataclasses.asdict(self), "phase": self.phase, "peak": self.peak, "total": self.total}
+
+
+def check_versions() -> None:
+    """
+    Raises:
+        PredictionError: with the installed and the supported versions, when they are none of `SUPPORTED`.
+    """
+    names = SUPPORTED[0]
+    try:
+        found = {name: ".".join(version(name).split("+")[0].split(".")[:2]) for name in names}
+    except PackageNotFoundError as error:
+        raise PredictionError(f"the memory prediction needs the package {error.name}: pip install it") from error
+    if found not in SUPPORTED:
+        known = " or ".join(", ".join(f"{n} {v}" for n, v in combination.items()) for combination in SUPPORTED)
+        raise PredictionError(
+            f"the memory prediction knows the internals of {known}; installed are "
+            f"{', '.join(f'{n} {v}' for n, v in found.items())}. Install one of these, or measure on the card itself."
+        )
+
+
+def model_config(recipe: Recipe) -> Any:
+    """The configuration of the recipe's model: a local folder's or file's, the built-in table's, else the hub's."""
+    from transformers import AutoConfig
+
+    from grpo_math import models
+
+    name = recipe.model.model_name_or_path or ""
+    shape = SHAPES.get(name.removesuffix("-Instruct"))
+    if shape is not None and not Path(name).expanduser().exists():
+        shape = dict(shape)
+        return AutoConfig.for_model(shape.pop("model_type"), **shape)
+    return models.load_config(recipe.model, recipe.training.trust_remote_code)
+
+
+def longest_prompt(recipe: Recipe) -> tuple[int, str]:
+    """
+    Tokens of the longest prompt, and how that is known: counted where model and rows are on this machine, else the
+    longest of the task's published rows.
+
+    Raises:
+        PredictionError: where neither can be said; `--prompt_length` is the fix.
+    """
+    from grpo_math import models
+    from grpo_math.evaluation import prompt_ids
+    from grpo_math.tasks import TaskError, load_problems
+
+    name, task = models.resolve_name(recipe.model.model_name_or_path or ""), recipe.task
+    if Path(name).expanduser().exists():
+        try:
+            # Only what is here: nothing is downloaded to answer a question
+            with mock.patch("datasets.config.HF_HUB_OFFLINE", True):
+                tokenizer = models.load_tokenizer(recipe.model)
+                rows = load_problems(task, tokenizer)
+            ids = prompt_ids(tokenizer, [row["prompt"] for row in rows.train + rows.heldout])
+            return max(map(len, ids)), "counted"
+        except TaskError:
+            pass  # the rows are not on this machine: the task's published length, below, is used instead
+    if task.fewshot or task.task not in LONGEST_PROMPT:
+        raise PredictionError(
+            f"how long the longest prompt is cannot be said without the rows and the tokenizer of {name} "
+            f"(task: {task.task}, fewshot: {task.fewshot}). Give --prompt_length TOKENS."
+        )
+    return LONGEST_PROMPT[task.task], f"the longest of {task.task}"
+
+
+def _planned(path: str | Path, overrides: Sequence[str]) -> Recipe:
+    with mock.patch.dict(os.environ):  # loading for the CPU sets a variable for worker processes
+        recipe = load_recipe(path, overrides, planned=True)
+    if recipe.training.use_vllm or recipe.training.use_transformers_continuous_batching:
+        raise PredictionError(
+            f"{path}: use_vllm and use_transformers_continuous_batching reserve memory of their own, which is not "
+            "predicted. Leave them out."
+        )
+    return recipe
+
+
+def as_arguments(values: dict[str, Any]) -> list[str]:
+    """Overrides as a command line: `{"optim": "adamw_8bit"}` becomes `["--optim", "adamw_8bit"]`."""
+    texts = {True: "true", False: "false", None: "null"}
+    return [
+        text
+        for name, value in values.items()
+        for text in (f"--{name}", texts[value] if isinstance(value, bool | None) else str(value))
+    ]
+
+
+def predict(
+    path: str | Path,
+    argv: Sequence[str] = (),
+    prompt_length: int | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Prediction:
+    """
+    Predicted peak memory of a recipe on one CUDA device.
+
+    Args:
+        path: The recipe.
+        argv: Overrides from the command line, `["--max_completion_length", "128"]`.
+        prompt_length: Tokens of the longest prompt; found out when `None`.
+        changes: Further overrides, above `argv`.
+
+    Raises:
+        RecipeError, ModelError: for what is wrong with the recipe or the model's name.
+        PredictionError: for versions, options or data that the prediction does not cover.
+    """
+    check_versions()
+    changes = changes or {}
+    recipe = _planned(path, _merged(argv, changes))
+    config = model_config(recipe)
+    source = "given"
+    if prompt_length is None:
+        prompt_length, source = longest_prompt(recipe)
+    _check_length(recipe, config, prompt_length)
+    from grpo_math.dry_run import dry_run
+
+    with _own_process_state():
+        run = dry_run(recipe, config, prompt_length)
+    return Prediction(
+        recipe.model.model_name_or_path or "",
+        prompt_length,
+        source,
+        run.peaks,
+        run.ops,
+        run.parts,
+        run.paged,
+        dict(changes),
+    )
+
+
+def _merged(argv: Sequence[str], changes: dict[str, Any]) -> list[str]:
+    from grpo_math.recipe import parse_overrides
+
+    kept = {name: value for name, value in parse_overrides(argv).items() if name not in changes}
+    given = [
+        word for name, value in kept.items() for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
+    ]
+    return [*given, *as_arguments(changes)]
+
+
+def _check_length(recipe: Recipe, config: Any, prompt_length: int) -> None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = recipe.training.max_completion_length
+    if prompt_length < 1:
+        raise PredictionError(f"--prompt_length {prompt_length}: write a number of tokens of at least 1.")
+    if limit is not None and prompt_length + length > limit:
+        raise PredictionError(
+            f"a prompt of {prompt_length} tokens and max_completion_length {length} exceed the context of {limit} tokens "
+            f"of {recipe.model.model_name_or_path}. Lower one of them."
+        )
+
+
+def _own_process_state():
+    """A prediction is placed on the CPU, whatever the process has been doing: accelerate's shared state is put aside."""
+    import contextlib
+
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    shared = [cls._shared_state for cls in (PartialState, AcceleratorState, GradientState)]
+
+    @contextlib.contextmanager
+    def aside():
+        kept = [dict(state) for state in shared]
+        for state in shared:
+            state.clear()
+        try:
+            with mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"):
+                yield
+        finally:
+            for state, before in zip(shared, kept, strict=True):
+                state.clear()
+                state.update(before)
+
+    return aside()
+
+
+# --- what would fit ---------------------------------------------------------------------------------------------------
+
+
+def smaller(recipe: Recipe) -> Iterable[tuple[str, dict[str, Any]]]:
+    """
+    Changes of a recipe that save memory, what costs least first: `(what is given up, overrides)`. Up to the optimizer
+    they leave the gradient as it is.
+    """
+    args, model, task = recipe.training, recipe.model, recipe.task
+    if not args.gradient_checkpointing:
+        yield "about a third more compute", {"gradient_checkpointing": True}
+    micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    rows = micro * args.steps_per_generation
+    while micro % 2 == 0:
+        micro, accumulation = micro // 2, accumulation * 2
+        steps = {} if args.steps_per_generation == args.gradient_accumulation_steps else {"steps_per_generation": rows // micro}
+        yield "smaller micro-batches, the same step", {
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": accumulation,
+            **steps,
+        }
+    if task.heldout_size and task.heldout_batch_size > rows:
+        yield "held-out problems in smaller batches", {"heldout_batch_size": rows}
+    parts = args.steps_per_generation
+    while parts % 2 == 0 and (rows := rows // 2) % args.num_generations == 0:
+        parts //= 2
+        heldout = {"heldout_batch_size": rows} if task.heldout_size and task.heldout_batch_size > rows else {}
+        yield "more, smaller generations a step", {"steps_per_generation": parts, **heldout}
+    if not model.use_peft:
+        name = getattr(args.optim, "value", str(args.optim))
+        if name in ("adamw_torch", "adamw_torch_fused"):
+            yield "optimizer states of 8 bits", {"optim": "adamw_8bit"}
+        if name in ("adamw_torch", "adamw_torch_fused", "adamw_8bit"):
+            yield "optimizer states of 8 bits that may move to the host", {"optim": "paged_adamw_8bit"}
+    length = args.max_completion_length
+    while length >= 128:
+        length //= 2
+        yield "shorter completions", {"max_completion_length": length}
+    lora = {"use_peft": True, "dtype": "bfloat16", "learning_rate": 2e-5, "optim": "adamw_torch"}
+    if not model.use_peft:
+        yield "an adapter is trained, not the weights (LoRA)", lora
+    if not model.load_in_4bit:
+        quantized = {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4"}
+        yield "a frozen base of 4 bits (QLoRA)", {**({} if model.use_peft else lora), **quantized}
+
+
+@dataclasses.dataclass
+class Suggestion:
+    """Overrides that were tried, what they cost, and the prediction with them."""
+
+    cost: str
+    changes: dict[str, Any]
+    prediction: Prediction
+
+
+def suggest(
+    path: str | Path,
+    argv: Sequence[str],
+    prediction: Prediction,
+    vram: float,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Suggestion]:
+    """
+    The smallest changes with which a recipe fits into `vram` GiB, each with its prediction.
+
+    Every change of [`smaller`] is tried by itself (of several steps of one kind the first that fits). When none is
+    enough, they are added up in their order, leaving out those that save nothing, until the sum fits.
+
+    Args:
+        prediction: Of the recipe as it is.
+        progress: Called with a line about what is being tried.
+    """
+    recipe = _planned(path, argv)
+    changes = list(smaller(recipe))
+    found: list[Suggestion] = []
+    best: dict[str, Suggestion] = {}
+
+    def attempt(cost: str, overrides: dict[str, Any]) -> Suggestion | None:
+        progress(" ".join(as_arguments(overrides)))
+        try:
+            predicted = predict(path, argv, prediction.prompt_length, overrides)
+        except RecipeError:  # a combination that TRL does not take, such as a batch that splits a group
+            return None
+        return Suggestion(cost, overrides, predicted)
+
+    for cost, overrides in changes:
+        if cost in best and best[cost].prediction.fits(vram):
+            continue
+        tried = attempt(cost, overrides)
+        if tried is not None and (cost not in best or tried.prediction.peak < best[cost].prediction.peak):
+            best[cost] = tried
+    found = [tried for tried in best.values() if tried.prediction.fits(vram)]
+    if found:
+        return found
+    together, current = {}, prediction
+    costs = []
+    for tried in best.values():
+        if tried.prediction.peak >= prediction.peak and tried.prediction.peaks == prediction.peaks:
+            continue
+        candidate = {**together, **tried.changes}
+        sum_of = attempt("; ".join([*costs, tried.cost]), candidate)
+        if sum_of is None or sum_of.prediction.peak > current.peak:
+            continue
+        together, current = candidate, sum_of.prediction
+        costs.append(tried.cost)
+        if current.fits(vram):
+            return [sum_of]
+    return []
+
+
+def solve(
+    path: str | Path,
+    argv: Sequence[str],
+    prompt_length: int,
+    vram: float,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[Suggestion | None, Suggestion | None]:
+    """
+    The largest micro-batch with the recipe's completion length, and the longest completion with its micro-batch, that
+    fit into `vram` GiB: `None` where not even the smallest does. Rows of an optimizer step stay as many.
+    """
+    recipe = _planned(path, argv)
+    args = recipe.training
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    per_generation = args.steps_per_generation * args.per_device_train_batch_size
+    sizes = [n for n in range(1, rows + 1) if rows % n == 0 and per_generation % n == 0]
+
+    def with_micro_batch(size: int) -> dict[str, Any]:
+        changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
+        if args.steps_per_generation != args.gradient_accumulation_steps:
+            changes["steps_per_generation"] = per_generation // size
+        return changes
+
+    limit = getattr(model_config(recipe).get_text_config(), "max_position_embeddings", None) or 4096
+    lengths = range(32, min(limit - prompt_length, 8192) + 1, 32)
+
+    def largest(values: Sequence[int], overrides: Callable[[int], dict], cost: str) -> Suggestion | None:
+        best, low, high = None, 0, len(values) - 1
+        while low <= high:
+            middle = (low + high) // 2
+            changes = overrides(values[middle])
+            progress(" ".join(as_arguments(changes)))
+            predicted = predict(path, argv, prompt_length, changes)
+            if predicted.fits(vram):
+                best, low = Suggestion(cost, changes, predicted), middle + 1
+            else:
+                high = middle - 1
+        return best
+
+    return (
+        largest(sizes, with_micro_batch, "largest micro-batch"),
+        largest(lengths, lambda n: {"max_completion_length": n}, "longest completion"),
+    )
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def available_vram() -> tuple[float, str]:
+    """GiB that the CUDA device has free, and its name; 8 where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return DEFAULT_VRAM, "no CUDA device here; --vram GIB for another size"
+    free, _ = torch.cuda.mem_get_info()
+    return free / GIB, f"free on {torch.cuda.get_device_name()}"
+
+
+def measure(
+    path: str | Path, argv: Sequence[str], prompt_length: int, cap: float | None = None, changes: dict | None = None
+) -> dict:
+    """
+    Runs the real step in a process of its own, with random weights and completions of full length, and returns
+    `{"device", "peaks", "reserved", "out_of_memory"}`: bytes at the peak of each phase as torch's allocator counts them
+    (`out_of_memory` names the phase in which the memory ran out, else `null`).
+
+    Args:
+        cap: GiB that the process may take of a CUDA device.
+
+    Raises:
+        PredictionError: when the process ends without an answer, with the end of what it said.
+    """
+    job = {
+        "path": str(path),
+        "argv": _merged(argv, changes or {}),
+        "prompt_length": prompt_length,
+        "cap": cap,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_math.memory", json.dumps(job)], capture_output=True, text=True, check=False
+    )
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith('{"device"'):
+            return json.loads(line)
+    raise PredictionError(f"measuring {path} failed (exit code {done.returncode}): {done.stderr.strip()[-800:]}")
+
+
+def _measure_here(job: dict) -> dict:
+    import torch
+
+    from grpo_math.dry_run import dry_run
+
+    recipe = load_recipe(job["path"], job["argv"])
+    device = recipe.training.device
+    peaks: dict[str, int] = {}
+    phases: list[str] = []
+    result = {"device": "cpu", "peaks": peaks, "reserved": None, "out_of_memory": None}
+    if device.type != "cuda":
+        return {**result, "peaks": profiled_peaks(recipe, model_config(recipe), job["prompt_length"])}
+    if job["cap"]:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(job["cap"] * GIB / total, 1.0), device)
+
+    class Meter:
+        def __init__(self, phase: str):
+            self.phase = phase
+
+        def __enter__(self):
+            self._note()
+            phases.append(self.phase)
+            torch.cuda.reset_peak_memory_stats(device)
+
+        def __exit__(self, *error):
+            self._note()
+            if error[0] is None:  # out of memory: the innermost phase stays on top
+                phases.pop()
+
+        def _note(self):
+            if phases:
+                peaks[phases[-1]] = max(peaks.get(phases[-1], 0), torch.cuda.max_memory_allocated(device))
+            torch.cuda.reset_peak_memory_stats(device)
+
+    result["device"] = torch.cuda.get_device_name(device)
+    try:
+        dry_run(recipe, model_config(recipe), job["prompt_length"], fake=False, device=device, meter=Meter)
+    except torch.OutOfMemoryError:
+        result["out_of_memory"] = phases[-1] if phases else "training"
+    result["reserved"] = torch.cuda.max_memory_reserved(device)
+    return result
+
+
+def profiled_peaks(recipe: Recipe, config: Any, prompt_length: int) -> dict[str, int]:
+    """Bytes at the peak of each phase of a real step on the CPU, from the allocations that torch's profiler records."""
+    import bisect
+
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from grpo_math.dry_run import dry_run
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        dry_run(recipe, config, prompt_length, fake=False, cuda=False, meter=lambda name: record_function(f"phase:{name}"))
+    events = recorded.profiler.kineto_results.events()
+    times, live, total = [], [], 0
+    for start, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        total += size
+        times.append(start)
+        live.append(total)
+    peaks: dict[str, int] = {}
+    for event in events:
+        if event.name().startswith("phase:"):
+            first = bisect.bisect_left(times, event.start_ns())
+            last = bisect.bisect_right(times, event.start_ns() + event.duration_ns())
+            name = event.name().removeprefix("phase:")
+            peaks[name] = max(peaks.get(name, 0), *live[max(first - 1, 0) : last], 0)
+    return peaks
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB with two digits."""
+    return f"{size / GIB:.2f}"
+
+
+def show(console: Any, path: str | Path, prediction: Prediction, vram: float, source: str) -> None:
+    """Prints the table of a prediction and its verdict."""
+    from rich.table import Table
+
+    from grpo_math.dry_run import CATEGORIES
+
+    shown = [c for c in CATEGORIES if any(parts[c] for parts in prediction.parts.values())]
+    table = Table(title=f"{Path(path).name}: {prediction.model}, predicted peak of each phase, GiB", title_justify="left")
+    for column in ("phase", *shown, "peak", "at"):
+        table.add_column(column, justify="left" if column in ("phase", "at") else "right")
+    for phase, peak in prediction.peaks.items():
+        mark = "bold" if phase == prediction.phase else None
+        cells = [gib(prediction.parts[phase][c]) for c in shown]
+        table.add_row(phase, *cells, gib(peak), prediction.ops[phase], style=mark)
+    console.print(table)
+    console.print(
+        f"Longest prompt {prediction.prompt_length} tokens ({prediction.prompt_source}); every completion of full length, "
+        "no group dead."
+    )
+    if prediction.paged:
+        console.print(
+            f"Beside it {gib(prediction.paged)} GiB of paged optimizer states, which CUDA keeps on the card while there is "
+            "room and moves to the host when there is none."
+        )
+    verdict = "fits" if prediction.fits(vram) else "does not fit"
+    console.print(
+        f"{gib(prediction.peak)} GiB at the peak ({prediction.phase}) x {OVERHEAD_FACTOR} for fragmentation + "
+        f"{gib(OVERHEAD_BYTES)} for the CUDA context and workspaces = [bold]{gib(prediction.total)} GiB: {verdict}[/bold] in "
+        f"{vram:.2f} GiB ({source})."
+    )
+
+
+def show_suggestions(console: Any, title: str, suggestions: Sequence[Suggestion]) -> None:
+    """Prints changes with their predictions."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("overrides", "needs, GiB", "peak in", "what it costs"):
+        table.add_column(column, justify="right" if column.startswith("needs") else "left", overflow="fold")
+    for tried in suggestions:
+        words = " ".join(as_arguments(tried.changes))
+        table.add_row(words, gib(tried.prediction.total), tried.prediction.phase, tried.cost)
+    console.print(table)
+
+
+def show_measured(console: Any, prediction: Prediction, measured: dict) -> None:
+    """Prints predicted beside measured peaks."""
+    from rich.table import Table
+
+    table = Table(title=f"Predicted and measured on {measured['device']}, GiB", title_justify="left")
+    for column in ("phase", "predicted", "measured", "predicted / measured"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for phase, peak in prediction.peaks.items():
+        real = measured["peaks"].get(phase)
+        cells = (gib(real), f"{peak / real:.3f}") if real else ("-", "-")
+        table.add_row(phase, gib(peak), *cells)
+    console.print(table)
+    if measured["out_of_memory"]:
+        console.print(f"The memory ran out in the phase {measured['out_of_memory']}.")
+
+
+if __name__ == "__main__":
+    from grpo_math.cli import _quieten
+
+    _quieten()
+    print(json.dumps(_measure_here(json.loads(sys.argv[1]))))
