@@ -1,4 +1,4 @@
-"""What the benchmarks share: the tiny Countdown task, SmolLM2, the machine's description, writing results."""
+"""What the benchmarks share: tiny Countdown, SmolLM2, either trainer on a CPU, the machine, writing results."""
 
 import json
 import os
@@ -9,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from grpo_math import models
 from grpo_math.tasks import load_problems, resolve_rewards
+from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
 RESULTS = Path(__file__).parent / "results"
 # A folder or GGUF file of SmolLM2-135M-Instruct; the hub's name works where the hub does
@@ -38,6 +40,26 @@ def smollm2_folder(into: Path) -> Path:
         models.load_model(arguments, "float32").save_pretrained(folder)
         models.load_tokenizer(arguments).save_pretrained(folder)
     return folder
+
+
+def make_trainer(
+    ours: bool,
+    model,
+    reward: Callable,
+    rows: list[dict],
+    tokenizer,
+    out: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options,
+) -> GRPOTrainer:
+    """TRL's trainer or ours on a CPU, with `options` of its config; float32 if they do not say `bf16`, saving nothing."""
+    config, trainer = (GRPOMathConfig, GRPOMathTrainer) if ours else (GRPOConfig, GRPOTrainer)
+    quiet = {"report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
+    on_cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    args = config(output_dir=str(out), **(quiet | on_cpu | options))
+    made = trainer(model, reward, args, Dataset.from_list(rows), processing_class=tokenizer, callbacks=list(callbacks))
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 def machine() -> dict:

@@ -10,11 +10,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from benchmarks import common
-from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
 # Every setting logs the KL: `kl_estimator="k3"` is TRL's loss, and an infinite bound clips nothing
 SETTINGS: dict[str, dict] = {
@@ -45,8 +43,15 @@ class Curve(TrainerCallback):
 def learn(setting: dict, seed: int, steps: int, learning_rate: float, out: Path) -> list[dict]:
     """One run from the built-in tiny model."""
     _, tokenizer, rows, reward = common.tiny_countdown()
-    args = GRPOMathConfig(
-        output_dir=str(out),
+    curve = Curve()
+    trainer = common.make_trainer(
+        True,
+        str(common.models.tiny_model_folder()),
+        reward,
+        rows,
+        tokenizer,
+        out,
+        [curve],
         per_device_train_batch_size=128,
         num_generations=16,
         max_completion_length=8,
@@ -54,27 +59,10 @@ def learn(setting: dict, seed: int, steps: int, learning_rate: float, out: Path)
         lr_scheduler_type="constant",
         max_steps=steps,
         skip_zero_advantage=False,  # so that the KL covers every row
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
         log_level="error",
         seed=seed,
         **setting,
     )
-    curve = Curve()
-    trainer = GRPOMathTrainer(
-        str(common.models.tiny_model_folder()),
-        reward,
-        args,
-        Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[curve],
-    )
-    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return curve.steps
 

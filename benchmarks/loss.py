@@ -15,16 +15,13 @@ import time
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.utils import split_tensor_dict
 
 from benchmarks import common, from_scratch
 from grpo_math import models
 from grpo_math.tasks import load_problems
 from grpo_math.tasks.base import TaskConfig
-from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
 CONTENDERS = ("from scratch", "TRL", "ours")
 BETAS = (0.0, 0.1)
@@ -32,34 +29,21 @@ BETAS = (0.0, 0.1)
 SIZES = {"tiny": (64, 16, 8, 8), "smollm2": (16, 4, 4, 48)}
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder, padding_side="left")
-
-
-def make_trainer(ours: bool, folder: Path, model, rows: list[dict], size: tuple, out: Path, **options):
-    """TRL's trainer or ours on the CPU in float32, with default options."""
+def make_trainer(ours: bool, folder: Path, model, rows: list[dict], size: tuple, out: Path, beta: float):
+    """TRL's trainer or ours in float32, with default options."""
     total, micro, group, length = size
-    pair = (GRPOMathConfig, GRPOMathTrainer) if ours else (GRPOConfig, GRPOTrainer)
-    args = pair[0](
-        output_dir=str(out),
+    return common.make_trainer(
+        ours,
+        model,
+        common.half_dead_reward,
+        rows,
+        AutoTokenizer.from_pretrained(folder, padding_side="left"),
+        out,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=total // micro,
         num_generations=group,
         max_completion_length=length,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        **options,
-    )
-    return pair[1](
-        model=model,
-        reward_funcs=common.half_dead_reward,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=load_tokenizer(folder),
+        beta=beta,
     )
 
 
@@ -184,27 +168,23 @@ def learn(contender: str, seed: int, steps: int, out: Path) -> tuple[list[float]
         values: list[float] = []
         from_scratch.train(model, tokenizer, rows, reward, settings, lambda entry: values.append(entry["reward"]))
         return values, time.process_time() - started
-    pair = (GRPOMathConfig, GRPOMathTrainer) if contender == "ours" else (GRPOConfig, GRPOTrainer)
-    args = pair[0](
-        output_dir=str(out),
+    rewards = Rewards()
+    trainer = common.make_trainer(
+        contender == "ours",
+        model,
+        reward,
+        rows,
+        tokenizer,
+        out,
+        [rewards],
         per_device_train_batch_size=settings.micro_batch_size,
         num_generations=settings.num_generations,
         max_completion_length=settings.max_completion_length,
         learning_rate=settings.learning_rate,
         max_steps=steps,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
         log_level="error",
         seed=seed,
     )
-    rewards = Rewards()
-    trainer = pair[1](model, reward, args, Dataset.from_list(rows), processing_class=tokenizer, callbacks=[rewards])
-    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return rewards.values, time.process_time() - started
 

@@ -14,14 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from benchmarks import common
 from grpo_math.tasks import load_problems
 from grpo_math.tasks.base import TaskConfig
-from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
 ORDERS = (("stock", "ours", "stock again"), ("stock again", "ours", "stock"))
 
@@ -73,9 +70,15 @@ def prompts(case: Case, round_number: int) -> list[dict]:
 
 def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool, out: Path) -> dict:
     """One optimizer step of either trainer, from a copy of `model`."""
-    pair = (GRPOMathConfig, GRPOMathTrainer) if ours else (GRPOConfig, GRPOTrainer)
-    args = pair[0](
-        output_dir=str(out),
+    watch = Stopwatch()
+    trainer = common.make_trainer(
+        ours,
+        copy.deepcopy(model),
+        common.half_dead_reward,
+        prompts(case, round_number),
+        tokenizer,
+        out,
+        [watch],
         per_device_train_batch_size=case.micro,
         gradient_accumulation_steps=case.groups * case.num_generations // case.micro,
         num_generations=case.num_generations,
@@ -83,25 +86,9 @@ def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool
         generation_kwargs={"min_new_tokens": case.max_completion_length} if case.fixed_length else None,
         max_steps=1,
         shuffle_dataset=False,
-        use_cpu=True,
         bf16=bf16,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
         seed=round_number,
     )
-    watch = Stopwatch()
-    trainer = pair[1](
-        copy.deepcopy(model),
-        common.half_dead_reward,
-        args,
-        Dataset.from_list(prompts(case, round_number)),
-        processing_class=tokenizer,
-        callbacks=[watch],
-    )
-    trainer.remove_callback(PrinterCallback)
     sampling = [0.0]
     generate = trainer._generate
 

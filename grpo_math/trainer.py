@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +21,7 @@ from typing import Literal
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
@@ -46,7 +48,9 @@ PRIVATE_NAMES = {
     "transformers": ("_update_model_kwargs_for_generation",),
 }
 
-KL_STATE_FILE = "kl_ctrl_state.json"
+# Beside a checkpoint of TRL's, as far as the options are in use: the adapted beta, the place among the fresh prompts
+STATE_FILE = "grpo_math_state.json"
+BETA_STATE_FILE = "kl_ctrl_state.json"  # older checkpoints hold beta alone, in here
 DEFAULT_KL_HORIZON = 10_000
 
 # Means over the tokens of a micro-batch: of those that were scored, and of all, where a skipped row counts as zero
@@ -72,29 +76,33 @@ class GRPOMathConfig(GRPOConfig):
     r"""
     [`trl.GRPOConfig`] plus this project's trainer options.
 
-    > Savings: the same gradient for less compute. Not set means on wherever exact; `False` is TRL's way. Where a
-    > saving does not apply it steps aside on its own; `True` where the loss forbids it is an error.
+    > Savings: the same gradient for less compute. Not set means on wherever exact, and stepping aside elsewhere;
+    > `False` is TRL's way; `True` where a saving cannot act (the loss, the model or the generation forbids it) is an
+    > error.
 
     Parameters:
         skip_zero_advantage (`bool`, *optional*):
             Leave out rows of groups whose rewards are all equal: with `beta=0` their policy gradient is exactly zero.
-            Steps aside, and says so once, with a KL term, an entropy bonus or quantile mask, a MoE auxiliary loss,
-            images or tools. Every process keeps the same number of rows in a micro-batch.
+            Not with a KL term, an entropy bonus or quantile mask, a MoE auxiliary loss, images or tools: not set, it
+            then steps aside and says so once. Every process keeps the same number of rows in a micro-batch.
         trim_padding (`bool`, *optional*):
             Leave out the columns that no row of a micro-batch uses. TRL pads to the longest of the generation batch.
+            Not with images, nor with rotary frequencies that follow the width of the input.
         sort_by_length (`bool`, *optional*):
-            Bring rows of similar length together, within one optimizer step. Not with a loss that depends on which
-            rows share a micro-batch (`bnpo`, entropy bonus, quantile mask, auxiliary loss).
+            Bring rows of similar length together, within one optimizer step. Not with images, nor with a loss that
+            depends on which rows share a micro-batch (`bnpo`, entropy bonus, quantile mask, auxiliary loss).
         compact_lm_head (`bool`, *optional*):
             On a CPU, project only the completion's positions through the LM head (on CUDA TRL always does).
         share_prefill (`bool`, *optional*):
             Generation with transformers: run each distinct prompt once for its G completions.
         drop_finished (`bool`, *optional*):
             Generation with transformers: take finished rows out of the batch. For both, greedy output is identical
-            and sampled output equal in law, not promised to be draw for draw.
+            and sampled output equal in law, not promised to be draw for draw. Neither with vLLM, continuous batching,
+            images, a sharded model, a learned prompt, beam search or another kind of cache.
         dynamic_sampling (`int`, *optional*, defaults to `0`):
             Rounds of fresh prompts, at most, to replace groups whose rewards are all equal (DAPO, arXiv 2503.14476,
-            section 3.2). The batch then goes on as it is. TRL's metrics describe the first draw.
+            section 3.2). The batch then goes on as it is. TRL's metrics describe the first draw. Fresh prompts come
+            from shuffled passes of their own over the training set, which a resumed run continues.
 
         > The variant: what is optimized
 
@@ -158,6 +166,13 @@ class GRPOMathConfig(GRPOConfig):
         """The option that makes a row's gradient depend on which rows share its micro-batch, or `None`."""
         if self.loss_type in losses.MICRO_BATCH_MEAN:
             return f"loss_type={self.loss_type!r}"
+        return self._entropy_option()
+
+    def needs_every_row(self) -> str | None:
+        """The option under which a row with advantage zero counts in the gradient, or `None`."""
+        return f"beta={self.beta:g}" if self.beta != 0.0 else self._entropy_option()
+
+    def _entropy_option(self) -> str | None:
         if self.entropy_coef != 0.0 or self.use_adaptive_entropy:
             return f"entropy_coef={self.entropy_coef}, use_adaptive_entropy={self.use_adaptive_entropy}"
         if self.top_entropy_quantile < 1.0:
@@ -165,12 +180,25 @@ class GRPOMathConfig(GRPOConfig):
         return None
 
     def _check_savings(self):
+        if self.skip_zero_advantage and self.needs_every_row():
+            raise ValueError(
+                f"skip_zero_advantage=True and {self.needs_every_row()} contradict each other: rows whose advantage is "
+                "zero count there too. Leave skip_zero_advantage out, or use beta=0, no entropy term and "
+                "top_entropy_quantile=1."
+            )
         if self.sort_by_length and self.mixes_rows():
             raise ValueError(
                 f"sort_by_length=True and {self.mixes_rows()} contradict each other: this loss depends on which rows "
                 "share a micro-batch, so sorting would change the gradient. Leave sort_by_length out, or use "
                 "loss_type='dapo' without an entropy term."
             )
+        for name in ("share_prefill", "drop_finished"):
+            for other in ("use_vllm", "use_transformers_continuous_batching"):
+                if getattr(self, name) and getattr(self, other):
+                    raise ValueError(
+                        f"{name}=True and {other}=True contradict each other: {name} works in transformers' own "
+                        f"generation loop. Leave {name} out, or set {other}=False."
+                    )
         if self.dynamic_sampling < 0:
             raise ValueError(f"dynamic_sampling={self.dynamic_sampling}: write a number of rounds, 0 for none.")
         if self.dynamic_sampling:
@@ -253,7 +281,8 @@ class GRPOMathTrainer(GRPOTrainer):
         self._said = set()
         self._loss_inputs = None
         self._rewards = self._dead_groups = None
-        self._fresh = None
+        self._fresh = self._fresh_prompts()
+        self._fresh_pass = self._fresh_offset = 0
         self._reference_clipping = math_args is not None and math_args.reference_clipping
         self._ref_clip_low = self._bound(math_args and math_args.ref_clip_low)
         self._ref_clip_high = self._bound(math_args and math_args.ref_clip_high)
@@ -291,19 +320,28 @@ class GRPOMathTrainer(GRPOTrainer):
                 savings.add_compact_lm_head(self.accelerator.unwrap_model(self.ref_model))
         self._columns_are_inert = savings.columns_are_inert(base)
         self._left_padding_is_inert = savings.left_padding_is_inert(base)
+        if math_args is not None:
+            self._refuse_savings_that_cannot_act(math_args)
         if self._saving["trim_padding"] and not self._columns_are_inert:
-            self._say_once("trim_padding steps aside: the model's rotary positions depend on the width of its input.")
-        if math_args is not None and math_args.sort_by_length and self.aux_loss_enabled:
-            raise ValueError(
-                f"sort_by_length=True and router_aux_loss_coef={self.router_aux_loss_coef} contradict each other: the "
-                "auxiliary loss depends on which rows share a micro-batch. Leave sort_by_length out, or set "
-                "router_aux_loss_coef=0."
-            )
+            self._say_once(f"trim_padding steps aside: {self._why_not_trim()}.")
         if self._dynamic_sampling and (self.tools or self.environment_factories or self._is_vlm or self.rollout_func):
             raise ValueError(
                 f"dynamic_sampling={self._dynamic_sampling} works on text prompts that the trainer generates from: "
                 "not with tools, environment_factory, rollout_func or images. Set dynamic_sampling=0."
             )
+
+    def _refuse_savings_that_cannot_act(self, args):
+        # By default they step aside; what the options alone forbid, the config has refused
+        checks = {
+            "skip_zero_advantage": self._why_not_skip,
+            "trim_padding": self._why_not_trim,
+            "sort_by_length": self._why_not_sort,
+            "share_prefill": self._why_not_decode,
+            "drop_finished": self._why_not_decode,
+        }
+        for name, why_not in checks.items():
+            if getattr(args, name) and (reason := why_not()):
+                raise ValueError(f"{name}=True cannot act here: {reason}. Leave {name} out, so that it steps aside.")
 
     @staticmethod
     def _bound(value: float | None) -> float:
@@ -379,7 +417,7 @@ class GRPOMathTrainer(GRPOTrainer):
             # Every process generates the same number of rows, in whole groups over all of them
             unit = accelerator.num_processes // math.gcd(size, accelerator.num_processes)
             groups = math.ceil(int(dead.sum()) / unit) * unit
-            rows = [dict(example) for example in self._fresh_prompts(groups) for _ in range(size)]
+            rows = [dict(example) for example in itertools.islice(self._fresh, groups) for _ in range(size)]
             share = len(rows) // accelerator.num_processes
             fresh = self._generate_and_mark(rows[accelerator.process_index * share :][:share])
             fresh_live = (~self._dead_groups).nonzero().squeeze(1)
@@ -401,29 +439,70 @@ class GRPOMathTrainer(GRPOTrainer):
         tokens = savings.loss_mask(batch).sum()
         return {**batch, "num_items_in_batch": accelerator.gather(tokens).sum()}
 
-    def _fresh_prompts(self, count: int) -> list[dict]:
-        """The next examples of an own endless shuffled pass over the training set, the same on every process."""
-        if self._fresh is None:
-            passes = (self.train_dataset.shuffle(seed=self.args.seed + 1 + n) for n in itertools.count())
-            self._fresh = itertools.chain.from_iterable(passes)
-        return list(itertools.islice(self._fresh, count))
+    def _fresh_prompts(self) -> Iterator[dict]:
+        """Own endless shuffled passes over the training set, from where `_fresh_pass` and `_fresh_offset` stand."""
+        while True:
+            rows = self.train_dataset.shuffle(seed=self.args.seed + 1 + self._fresh_pass)
+            # A streamed data set has no length, and `Dataset.skip` refuses its own length
+            if not isinstance(rows, Dataset) or self._fresh_offset < len(rows):
+                for row in rows.skip(self._fresh_offset):
+                    self._fresh_offset += 1
+                    yield row
+            self._fresh_pass, self._fresh_offset = self._fresh_pass + 1, 0
 
     def _generate_single_turn(self, *args, **kwargs):
         """Lets transformers decode with our loop; tokens, padding and the cut at EOS stay TRL's."""
         share_prefill, drop_finished = self._saving["share_prefill"], self._saving["drop_finished"]
         if self.use_vllm or self.use_transformers_continuous_batching or not (share_prefill or drop_finished):
             return super()._generate_single_turn(*args, **kwargs)
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
-        reason = generation.why_not(self.generation_config)
-        if self._is_vlm or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            reason = "the model takes images or is sharded"
-        elif is_peft_model(policy) and policy.active_peft_config.is_prompt_learning:
-            reason = "the adapter is a learned prompt"
-        if reason:
+        if reason := self._why_not_decode():
             self._say_once(f"share_prefill and drop_finished step aside: {reason}.")
             return super()._generate_single_turn(*args, **kwargs)
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
         with generation.decoding_with(policy, share_prefill, drop_finished):
             return super()._generate_single_turn(*args, **kwargs)
+
+    # --- where a saving cannot act: the reason, naming the option or the model's part, or `None` ---
+
+    def _why_not_decode(self) -> str | None:
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        if self._is_vlm:
+            return self._takes_images()
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return "the model is sharded (DeepSpeed or FSDP)"
+        if is_peft_model(policy) and policy.active_peft_config.is_prompt_learning:
+            return "the adapter is a learned prompt"
+        return generation.why_not(self.generation_config)
+
+    def _why_not_skip(self) -> str | None:
+        if self.beta != 0.0:
+            return "beta is not 0, and the KL term of a row does not depend on its advantage"
+        if self._entropy_bonus_enabled:
+            return "the entropy bonus covers every row"
+        if self.top_entropy_quantile < 1.0:
+            return f"top_entropy_quantile={self.top_entropy_quantile} compares the tokens of all rows"
+        if self.tools or self.environment_factories:
+            return "tools or environment_factory are in use"
+        return self._aux_loss() or self._takes_images()
+
+    def _why_not_sort(self) -> str | None:
+        return self.args.mixes_rows() or self._aux_loss() or self._takes_images()
+
+    def _why_not_trim(self) -> str | None:
+        if not self._columns_are_inert:
+            return "the model's rope_type makes its positions depend on the width of the input"
+        return self._takes_images()
+
+    def _aux_loss(self) -> str | None:
+        if self.aux_loss_enabled:
+            coefficient = f"router_aux_loss_coef={self.router_aux_loss_coef:g}"
+            return f"{coefficient} (0 for none) is a loss over all rows of a micro-batch"
+        return None
+
+    def _takes_images(self) -> str | None:
+        if self._is_vlm:  # not whether this batch has images: all processes must decide alike
+            return f"the processing_class {type(self.processing_class).__name__} takes images"
+        return None
 
     # --- micro-batches ---
 
@@ -436,28 +515,13 @@ class GRPOMathTrainer(GRPOTrainer):
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
-    def _why_not_skip(self) -> str | None:
-        if self.beta != 0.0:
-            return "beta is not 0, and the KL term of a row does not depend on its advantage"
-        if self._entropy_bonus_enabled:
-            return "the entropy bonus covers every row"
-        if self.top_entropy_quantile < 1.0:
-            return f"top_entropy_quantile={self.top_entropy_quantile} compares the tokens of all rows"
-        if self.aux_loss_enabled:
-            return "the mixture-of-experts auxiliary loss covers every row"
-        if self.tools or self.environment_factories:
-            return "tools are in use"
-        if self._is_vlm:  # not whether this batch has images: all processes must decide alike
-            return "the model takes images"
-        return None
-
     def _lay_out(self, micro_batches: list[dict]) -> list[dict]:
         skip, sort = self._saving["skip_zero_advantage"], self._saving["sort_by_length"]
         reason = self._why_not_skip()
         if skip and reason:
             self._say_once(f"skip_zero_advantage steps aside: {reason}.")
             skip = False
-        sort = sort and not (self._is_vlm or self.args.mixes_rows() or self.aux_loss_enabled)
+        sort = sort and not self._why_not_sort()
         if skip or sort:
             window = savings.window_size(len(micro_batches), self.args.gradient_accumulation_steps) if sort else 1
             windows = [savings.concatenate(micro_batches[i : i + window]) for i in range(0, len(micro_batches), window)]
@@ -661,21 +725,37 @@ class GRPOMathTrainer(GRPOTrainer):
             self._window_kl = []
         return loss
 
+    # --- checkpoints ---
+
     def _save_checkpoint(self, model, trial):
-        """Saves the adapted beta beside TRL's checkpoint."""
+        """Saves the adapted beta and the place among the fresh prompts beside TRL's checkpoint."""
         super()._save_checkpoint(model, trial)
-        if self._kl_target is not None and self.args.should_save:
+        state = {}
+        if self._kl_target is not None:
+            state["beta"] = self.beta
+        if self._dynamic_sampling:
+            state["fresh_prompts"] = {"pass": self._fresh_pass, "offset": self._fresh_offset}
+        if state and self.args.should_save:
             folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            with open(os.path.join(folder, KL_STATE_FILE), "w", encoding="utf-8") as file:
-                json.dump({"beta": self.beta}, file)
+            with open(os.path.join(folder, STATE_FILE), "w", encoding="utf-8") as file:
+                json.dump(state, file)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        """Restores the adapted beta from a checkpoint."""
+        """Restores the adapted beta and the place among the fresh prompts, where the checkpoint holds them."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = os.path.join(checkpoint or "", KL_STATE_FILE)
-        if self._kl_target is not None and checkpoint is not None and os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                self.beta = json.load(file)["beta"]
+        if checkpoint is None:
+            return
+        state = {}
+        for name in (BETA_STATE_FILE, STATE_FILE):
+            path = os.path.join(checkpoint, name)
+            if os.path.exists(path):
+                with open(path, encoding="utf-8") as file:
+                    state |= json.load(file)
+        if self._kl_target is not None and "beta" in state:
+            self.beta = state["beta"]
+        if self._dynamic_sampling and "fresh_prompts" in state:
+            self._fresh_pass, self._fresh_offset = state["fresh_prompts"]["pass"], state["fresh_prompts"]["offset"]
+            self._fresh = self._fresh_prompts()
 
 
 @contextmanager

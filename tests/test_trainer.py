@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -12,12 +11,21 @@ import trl.trainer.grpo_trainer
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from trainer_fixtures import ALL_OFF, STOCK_GENERATION, prompts, reward, tiny_model, tiny_tokenizer, train
-from transformers import HfArgumentParser
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    HfArgumentParser,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 from transformers.generation import GenerationMixin
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 
 from grpo_math import trainer as trainer_module
-from grpo_math.trainer import PRIVATE_NAMES, GRPOMathConfig, GRPOMathTrainer
+from grpo_math.trainer import PRIVATE_NAMES, STATE_FILE, GRPOMathConfig, GRPOMathTrainer
 
 
 def logged(trainer, name):
@@ -122,6 +130,24 @@ def test_evaluation_reports_trls_metrics(tmp_path):
         ({"sort_by_length": True, "loss_type": "bnpo"}, ["sort_by_length=True", "loss_type='bnpo'", "dapo"]),
         ({"sort_by_length": True, "entropy_coef": 0.1}, ["sort_by_length=True", "entropy_coef=0.1"]),
         ({"sort_by_length": True, "top_entropy_quantile": 0.2}, ["sort_by_length=True", "top_entropy_quantile=0.2"]),
+        ({"skip_zero_advantage": True, "beta": 0.04}, ["skip_zero_advantage=True", "beta=0.04", "use beta=0"]),
+        (
+            {"skip_zero_advantage": True, "entropy_coef": 0.1},
+            ["skip_zero_advantage=True", "entropy_coef=0.1", "Leave skip_zero_advantage out"],
+        ),
+        (
+            {"skip_zero_advantage": True, "use_adaptive_entropy": True},
+            ["skip_zero_advantage=True", "use_adaptive_entropy=True", "Leave skip_zero_advantage out"],
+        ),
+        (
+            {"skip_zero_advantage": True, "top_entropy_quantile": 0.2},
+            ["skip_zero_advantage=True", "top_entropy_quantile=0.2", "top_entropy_quantile=1"],
+        ),
+        ({"share_prefill": True, "use_vllm": True}, ["share_prefill=True", "use_vllm=True", "Leave share_prefill out"]),
+        (
+            {"drop_finished": True, "use_transformers_continuous_batching": True},
+            ["drop_finished=True", "use_transformers_continuous_batching=True", "Leave drop_finished out"],
+        ),
         ({"dynamic_sampling": -1}, ["dynamic_sampling=-1", "0 for none"]),
         ({"dynamic_sampling": 2, "scale_rewards": "batch"}, ["dynamic_sampling=2", "scale_rewards='batch'"]),
         (
@@ -147,6 +173,76 @@ def test_sorting_by_default_steps_aside_silently_where_the_loss_forbids_it(tmp_p
     together = [length for micro_batch in lengths for length in micro_batch]
     assert (together == sorted(together, reverse=True)) == (loss_type == "dapo")
     assert not [record for record in caplog.records if "sort" in record.message]
+
+
+def mixture_of_experts():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"shared_expert_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 1}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    config = Qwen2MoeConfig(vocab_size=23, pad_token_id=0, eos_token_id=1, bos_token_id=None, **sizes)
+    return {"model": Qwen2MoeForCausalLM(config), "router_aux_loss_coef": 0.01}
+
+
+def vision():
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    seen = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **small)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=seen, text_config=tiny_model().config))
+    images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return {"model": model, "processing_class": LlavaProcessor(images, tiny_tokenizer(), patch_size=8)}
+
+
+def width_dependent_positions():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return {"model": tiny_model(rope_parameters=rope)}
+
+
+def environment():
+    class Empty:
+        def reset(self, **kwargs):
+            return None
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.response_template = {}
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% for call in m.tool_calls or [] %}"
+        "{{ call.function.name }} {{ call.function.arguments }} {% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    return {"environment_factory": Empty, "processing_class": tokenizer}
+
+
+def beam_search():
+    return {"generation_kwargs": {"num_beams": 2}}
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'environment_factory'")
+@pytest.mark.parametrize(
+    ("saving", "make", "reason"),
+    [
+        ("skip_zero_advantage", mixture_of_experts, "router_aux_loss_coef=0.01"),
+        ("skip_zero_advantage", environment, "environment_factory"),
+        ("skip_zero_advantage", vision, "LlavaProcessor"),
+        ("sort_by_length", mixture_of_experts, "router_aux_loss_coef=0.01"),
+        ("sort_by_length", vision, "LlavaProcessor"),
+        ("trim_padding", vision, "LlavaProcessor"),
+        ("trim_padding", width_dependent_positions, "rope_type"),
+        ("share_prefill", vision, "LlavaProcessor"),
+        ("drop_finished", beam_search, "beam"),
+    ],
+)
+def test_a_saving_that_cannot_act_is_an_error_where_it_is_asked_for_and_not_where_it_is_left_on(
+    tmp_path, saving, make, reason
+):
+    def build(**options):
+        parts = {"model": tiny_model(), "processing_class": tiny_tokenizer(), "environment_factory": None} | make()
+        names = ("model", "processing_class", "environment_factory")
+        model, tokenizer, factory = (parts.pop(name) for name in names)
+        args = config(tmp_path, **parts, **options)
+        return GRPOMathTrainer(model, reward, args, prompts(), processing_class=tokenizer, environment_factory=factory)
+
+    with pytest.raises(ValueError, match=rf"{saving}=True.*{reason}.*Leave {saving} out"):
+        build(**{saving: True})
+    assert build()._saving[saving]
 
 
 def test_dynamic_sampling_with_tools_is_an_error(tmp_path):
@@ -341,9 +437,40 @@ def test_columns_of_the_data_set_reach_the_reward_of_replaced_rows(tmp_path):
     assert all(tag == f"tag of {prompt}" for prompt, tag in seen)
 
 
-def test_a_checkpoint_without_the_controllers_state_loads(tmp_path):
-    saved = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
-    train(True, tmp_path, **saved)
-    state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
-    assert state["global_step"] == 1
-    assert not (tmp_path / "checkpoint-1" / trainer_module.KL_STATE_FILE).exists()
+# --- checkpoints ---
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["indexed", "streamed"])
+@pytest.mark.parametrize("rows", [6, 8, 16], ids=["second pass", "end of a pass", "first pass"])
+def test_a_resumed_run_draws_the_fresh_prompts_that_follow(tmp_path, rows, streamed):
+    """Every group is dead, so each step draws its 4 prompts and then 4 fresh ones, 8 of these before the checkpoint."""
+
+    def run(folder, **resume):
+        drawn = []
+
+        def spy(completions, prompts, **kwargs):
+            drawn.append(prompts[::4])
+            return [1.0] * len(completions)
+
+        dataset = prompts(rows)
+        if streamed:
+            dataset = IterableDataset.from_generator(lambda: iter(prompts(rows)))
+        saved = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        train(True, folder, dataset=dataset, dynamic_sampling=1, reward_funcs=spy, **saved, **resume)
+        return drawn[1::2]  # TRL's own draws after the first pass do not depend on us
+
+    whole = run(tmp_path / "whole")
+    resumed = run(tmp_path / "resumed", resume_from=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed == whole[2:]
+    assert resumed != whole[:2]  # what a run that starts anew would draw
+
+
+def test_a_checkpoint_without_our_state_loads(tmp_path):
+    train(True, tmp_path, save_strategy="steps", save_steps=1)
+    checkpoint = tmp_path / "checkpoint-1"
+    assert not (checkpoint / STATE_FILE).exists()
+    resumed = train(
+        True, tmp_path, max_steps=2, dynamic_sampling=10, reward_funcs=words_only, resume_from=str(checkpoint)
+    )
+    assert resumed.state.global_step == 2
+    assert logged(resumed, "dynamic_sampling/dead_groups_left") == [0]

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from trainer_fixtures import ALL_OFF, STOCK_GENERATION, prompts, relative_difference, tiny_model, tiny_tokenizer, train
 
 from grpo_math import losses, savings
-from grpo_math.trainer import KL_STATE_FILE
+from grpo_math.trainer import BETA_STATE_FILE, STATE_FILE
 
 LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 # Ratios, divergences and clips all differ from their starting values from the second step on
@@ -160,10 +160,15 @@ def test_the_adapted_beta_is_saved_and_restored(tmp_path, saved):
     options |= {"save_strategy": "steps", "save_steps": 2, "dataset": prompts(64)}
     whole = train(True, tmp_path / "whole", max_steps=4, **options)
     checkpoint = tmp_path / "whole" / "checkpoint-2"
-    assert json.loads((checkpoint / KL_STATE_FILE).read_text())["beta"] == pytest.approx(logged(whole, "beta")[2])
+    assert json.loads((checkpoint / STATE_FILE).read_text()) == {"beta": pytest.approx(logged(whole, "beta")[2])}
     resumed = train(True, tmp_path / "resumed", max_steps=4, resume_from=str(checkpoint), **options)
     assert logged(resumed, "beta")[2] == pytest.approx(logged(whole, "beta")[2])
     assert resumed.beta != 0.1
+
+    (checkpoint / STATE_FILE).unlink()
+    (checkpoint / BETA_STATE_FILE).write_text('{"beta": 0.07}')  # as older checkpoints have it
+    older = train(True, tmp_path / "older", max_steps=3, dynamic_sampling=1, resume_from=str(checkpoint), **options)
+    assert logged(older, "beta")[2] == 0.07
 
 
 def test_without_beta_a_full_model_gets_a_frozen_copy_of_itself(tmp_path):
