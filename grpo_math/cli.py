@@ -1,4 +1,4 @@
-"""The command `grpo-math`: train | eval | report. Recipes call it too: `accelerate launch recipes/X.yaml [--field value]`."""
+"""The command `grpo-math`: train | eval | memory | report | fields. Recipes call it too, launched by accelerate."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ USAGE = """usage: grpo-math COMMAND ...
   train RECIPE [--field value ...]   run a recipe (the same as: accelerate launch RECIPE [--field value ...])
   eval RECIPE [--field value ...]    held-out accuracy of the recipe's model, without training
                                      (of a trained one: --model_name_or_path FOLDER)
+  memory RECIPE [--field value ...]  GPU memory that the recipe needs, predicted without a GPU, and what would fit
+         [--vram GIB] [--prompt_length TOKENS] [--solve] [--measure] [--json]
   report FOLDER                      redraw a run's curve and print its table
   fields [TEXT]                      the fields that a recipe may have (whose name or help holds TEXT)
 
@@ -19,7 +21,10 @@ USAGE = """usage: grpo-math COMMAND ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 something the user gave is wrong, 130 stopped by Ctrl-C."""
+    """
+    Run a command; returns the exit code: 0 done, 1 the recipe does not fit (`memory`) or ran out of memory (`train`), 2
+    something the user gave is wrong, 130 stopped by Ctrl-C.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -27,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = argv[0], argv[1:]
     if command.endswith((".yaml", ".yml")):  # accelerate launch -m grpo_math RECIPE
         command, rest = "train", argv
-    commands = {"train": _train, "eval": _eval, "report": _report, "fields": _fields}
+    commands = {"train": _train, "eval": _eval, "memory": _memory, "report": _report, "fields": _fields}
     if command not in commands:
         print(f"grpo-math: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2
@@ -58,11 +63,12 @@ def _quieten() -> None:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
+    from grpo_math.memory import PredictionError
     from grpo_math.models import ModelError
     from grpo_math.recipe import RecipeError
     from grpo_math.tasks import TaskError
 
-    return RecipeError, TaskError, ModelError
+    return RecipeError, TaskError, ModelError, PredictionError
 
 
 def _train(rest: Sequence[str]) -> int:
@@ -86,6 +92,84 @@ def _eval(rest: Sequence[str]) -> int:
     for line in evaluate(recipe):
         console.print(line)
     return 0
+
+
+def _memory(rest: Sequence[str]) -> int:
+    import json
+
+    from rich.console import Console
+
+    from grpo_math import memory
+
+    path, *rest = rest
+    flags, numbers, argv = _split_options(rest, ("solve", "measure", "json"), {"vram": float, "prompt_length": int})
+    quiet = "json" in flags
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+    vram, source = (numbers["vram"], "--vram") if "vram" in numbers else (None, "")
+    if vram is None:
+        vram, source = memory.available_vram()
+    with console.status(f"Running one step of {path} on fake tensors ..."):
+        prediction = memory.predict(path, argv, numbers.get("prompt_length"))
+    memory.show(console, path, prediction, vram, source)
+    answer = {**prediction.as_dict(), "vram_gib": vram, "fits": prediction.fits(vram)}
+
+    def tried(suggestions: Sequence) -> list[dict]:
+        return [
+            {"overrides": s.changes, "total": s.prediction.total, "phase": s.prediction.phase, "cost": s.cost}
+            for s in suggestions
+        ]
+
+    with console.status("Trying what would fit ...") as status:
+
+        def progress(text: str) -> None:
+            status.update(f"Trying {text}")
+
+        if not prediction.fits(vram):
+            suggestions = memory.suggest(path, argv, prediction, vram, progress)
+            answer["suggestions"] = tried(suggestions)
+        if "solve" in flags:
+            found = [s for s in memory.solve(path, argv, prediction.prompt_length, vram, progress) if s is not None]
+            answer["largest"] = tried(found)
+    if answer.get("suggestions"):
+        memory.show_suggestions(console, "Smallest changes that fit", suggestions)
+    elif not prediction.fits(vram):
+        console.print(f"Nothing that was tried fits into {vram:.2f} GiB: use a smaller model.")
+    if "solve" in flags:
+        memory.show_suggestions(console, f"Largest that fits into {vram:.2f} GiB", found)
+    if "measure" in flags:
+        with console.status("Measuring one real step with random weights ..."):
+            answer["measured"] = memory.measure(path, argv, prediction.prompt_length)
+        memory.show_measured(console, prediction, answer["measured"])
+    if quiet:
+        print(json.dumps(answer))
+    return 0 if prediction.fits(vram) else 1
+
+
+def _split_options(
+    words: Sequence[str], flags: Sequence[str], numbers: dict[str, type]
+) -> tuple[set[str], dict[str, float], list[str]]:
+    """Takes a command's own options out of the words: the flags that are there, the numbers, and the words left."""
+    from grpo_math.recipe import RecipeError
+
+    given, values, left = set(), {}, []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, _, text = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in flags and not text:
+            given.add(name)
+        elif word.startswith("--") and name in numbers:
+            text = text or (queue.pop(0) if queue else "")
+            try:
+                values[name] = numbers[name](text)
+                valid = values[name] > 0 and values[name] < float("inf")
+            except ValueError:
+                valid = False
+            if not valid:
+                raise RecipeError(f"command line: --{name} {text}: write a number above 0")
+        else:
+            left.append(word)
+    return given, values, left
 
 
 def _report(rest: Sequence[str]) -> int:

@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
 from trl import get_peft_config, get_quantization_config
 
 from grpo_math import models
@@ -232,6 +233,8 @@ def build_model(recipe: Recipe, config: Any, dtype: torch.dtype, device: torch.d
         quantization = get_quantization_config(recipe.model)
         if quantization is not None:
             _quantize(model, quantization, dtype, device)
+    if recipe.training.embeddings_on_host:
+        models.embeddings_to_host(model)
     return model
 
 
@@ -249,7 +252,6 @@ def _quantize(model: torch.nn.Module, quantization: Any, dtype: torch.dtype, dev
         shape = (module.out_features, module.in_features)
         if fake:
             module.weight = fake_4bit_weight(shape, dtype, module.weight)
-            module.support_avx512bf16_for_cpu = False  # that packing is for inference on a CPU
         else:
             values = torch.randn(shape, dtype=dtype, device="cpu") * 0.02
             weight = bnb.nn.Params4bit(
@@ -260,6 +262,7 @@ def _quantize(model: torch.nn.Module, quantization: Any, dtype: torch.dtype, dev
             )
             module.weight = weight.to(device)
         module.quant_state = module.weight.quant_state
+        module.support_avx512bf16_for_cpu = False  # as `models.load_model` has it
         if module.bias is not None:
             module.bias = torch.nn.Parameter(torch.zeros(module.out_features, dtype=dtype, device=device))
     model.hf_quantizer = quantizer
@@ -334,13 +337,20 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
                 return torch.zeros_like(p, dtype=dtype)
         return torch.zeros_like(p, dtype=dtype)
 
+    # Functions, not mocks: a mock would remember the tensors that it is called with
+    def use_triton(device):
+        return True
+
+    def add_in_place(accumulator, a, b):
+        return None
+
     triton = types.SimpleNamespace(cdiv=lambda a, b: -(-a // b))
     with contextlib.ExitStack() as stack:
         for module in (chunked_logprob, utils):
-            stack.enter_context(mock.patch.object(module, "_use_triton", lambda device: True))
+            stack.enter_context(mock.patch.object(module, "_use_triton", use_triton))
         for name in ("_forward_kernel", "_backward_kernel"):
             stack.enter_context(mock.patch.object(chunked_logprob, name, _NoKernel()))
-        stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", lambda acc, a, b: None))
+        stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", add_in_place))
         stack.enter_context(mock.patch.object(chunked_logprob, "triton", triton, create=True))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))
         default = torch.optim.Optimizer.add_param_group
@@ -521,6 +531,8 @@ def dry_run(
         tokenizer = stand_in_tokenizer()
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        transformers_logging.set_verbosity_error()
         if fake:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(fake_stand_ins())
@@ -532,6 +544,9 @@ def dry_run(
                 model = build_model(recipe, config, dtype, device)
             for tensor in itertools.chain(model.parameters(), model.buffers(), quantization_tensors(model)):
                 tracker.follow(tensor, "load", "weights")
+            if fake and recipe.model.load_in_4bit:  # weights are quantized one after the other
+                largest = max(p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state"))
+                tracker.follow(torch.empty(largest, dtype=dtype), "a weight before it is quantized", "temporaries")
             stack.enter_context(_reference_from(recipe, config, dtype, device))
             callback = _Steady(tracker, during)
             trainer = GRPOMathTrainer(
@@ -579,9 +594,11 @@ def _quiet(args: Any) -> None:
 @contextlib.contextmanager
 def _reference_from(recipe: Recipe, config: Any, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Inside the context TRL's reference model is built as the policy is, since there is no path to load it from."""
-    with mock.patch(
-        "trl.trainer.grpo_trainer.create_model_from_path", lambda *a, **k: build_model(recipe, config, dtype, device)
-    ):
+
+    def build(*args, **kwargs):
+        return build_model(recipe, config, dtype, device)
+
+    with mock.patch("trl.trainer.grpo_trainer.create_model_from_path", build):
         yield
 
 
@@ -604,7 +621,11 @@ def prompts_of(length: int, rows: int) -> list[list[int]]:
 def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: int, fake: bool) -> None:
     """`trainer.train()` with the phases marked, prompts and completions of full length and two micro-batches."""
     length = trainer.max_completion_length
-    generate, score, step = trainer._generate_single_turn, trainer._generate_and_score_completions, trainer.training_step
+    generate, score, step = (
+        trainer._generate_single_turn,
+        trainer._generate_and_score_completions,
+        trainer.training_step,
+    )
     trainer.eos_token_ids = trainer.eos_token_ids or [1]
     trainer.generation_config.eos_token_id = None  # no completion ends early
     trainer.generation_kwargs["eos_token_id"] = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -317,12 +316,19 @@ def smaller(recipe: Recipe) -> Iterable[tuple[str, dict[str, Any]]]:
     rows = micro * args.steps_per_generation
     while micro % 2 == 0:
         micro, accumulation = micro // 2, accumulation * 2
-        steps = {} if args.steps_per_generation == args.gradient_accumulation_steps else {"steps_per_generation": rows // micro}
-        yield "smaller micro-batches, the same step", {
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": accumulation,
-            **steps,
-        }
+        steps = (
+            {}
+            if args.steps_per_generation == args.gradient_accumulation_steps
+            else {"steps_per_generation": rows // micro}
+        )
+        yield (
+            "smaller micro-batches, the same step",
+            {
+                "per_device_train_batch_size": micro,
+                "gradient_accumulation_steps": accumulation,
+                **steps,
+            },
+        )
     if task.heldout_size and task.heldout_batch_size > rows:
         yield "held-out problems in smaller batches", {"heldout_batch_size": rows}
     parts = args.steps_per_generation
@@ -552,7 +558,9 @@ def profiled_peaks(recipe: Recipe, config: Any, prompt_length: int) -> dict[str,
     from grpo_math.dry_run import dry_run
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        dry_run(recipe, config, prompt_length, fake=False, cuda=False, meter=lambda name: record_function(f"phase:{name}"))
+        dry_run(
+            recipe, config, prompt_length, fake=False, cuda=False, meter=lambda name: record_function(f"phase:{name}")
+        )
     events = recorded.profiler.kineto_results.events()
     times, live, total = [], [], 0
     for start, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
@@ -584,7 +592,9 @@ def show(console: Any, path: str | Path, prediction: Prediction, vram: float, so
     from grpo_math.dry_run import CATEGORIES
 
     shown = [c for c in CATEGORIES if any(parts[c] for parts in prediction.parts.values())]
-    table = Table(title=f"{Path(path).name}: {prediction.model}, predicted peak of each phase, GiB", title_justify="left")
+    table = Table(
+        title=f"{Path(path).name}: {prediction.model}, predicted peak of each phase, GiB", title_justify="left"
+    )
     for column in ("phase", *shown, "peak", "at"):
         table.add_column(column, justify="left" if column in ("phase", "at") else "right")
     for phase, peak in prediction.peaks.items():

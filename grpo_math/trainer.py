@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
-from grpo_math import generation, losses, savings
+from grpo_math import generation, losses, models, savings
 
 logger = get_logger(__name__)
 
@@ -104,6 +104,10 @@ class GRPOMathConfig(GRPOConfig):
             section 3.2). The batch then goes on as it is. TRL's metrics describe the first draw. Fresh prompts come
             from shuffled passes of their own over the training set, which a resumed run continues.
 
+        embeddings_on_host (`bool`, *optional*, defaults to `False`):
+            Keep the input embeddings in host memory and look rows up there: the same model, and their size saved on the
+            card. For PEFT adapters on a model whose LM head is a table of its own.
+
         > The variant: what is optimized
 
         kl_estimator (`str`, *optional*):
@@ -130,6 +134,12 @@ class GRPOMathConfig(GRPOConfig):
     dynamic_sampling: int = field(
         default=0,
         metadata={"help": "Rounds of fresh prompts, at most, to replace groups whose rewards are all equal. 0 is off."},
+    )
+    embeddings_on_host: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the frozen, untied input embeddings in host memory (PEFT): the same model, less on the card."
+        },
     )
     kl_estimator: Literal["k1", "k2", "k3"] | None = field(
         default=None,
@@ -303,6 +313,8 @@ class GRPOMathTrainer(GRPOTrainer):
             )
         }
 
+        if math_args is not None and math_args.embeddings_on_host:
+            self._move_embeddings(model, kwargs.get("peft_config"))
         # A PEFT model that brings a trained adapter has that adapter as its reference; TRL copies it if beta is not 0
         copy_adapter = self._reference_clipping and args.beta == 0.0 and not isinstance(model, str)
         copy_adapter = copy_adapter and is_peft_model(model)
@@ -329,6 +341,17 @@ class GRPOMathTrainer(GRPOTrainer):
                 f"dynamic_sampling={self._dynamic_sampling} works on text prompts that the trainer generates from: "
                 "not with tools, environment_factory, rollout_func or images. Set dynamic_sampling=0."
             )
+
+    @staticmethod
+    def _move_embeddings(model, peft_config):
+        if isinstance(model, str):
+            raise ValueError("embeddings_on_host=True needs the model itself: load it and pass it instead of its name.")
+        if peft_config is None and not is_peft_model(model):
+            raise ValueError(
+                "embeddings_on_host=True and full fine-tuning contradict each other: embeddings that are trained are needed "
+                "on the card. Pass a peft_config (use_peft: true), or set embeddings_on_host=False."
+            )
+        models.embeddings_to_host(model)
 
     def _refuse_savings_that_cannot_act(self, args):
         # By default they step aside; what the options alone forbid, the config has refused
