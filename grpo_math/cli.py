@@ -104,7 +104,8 @@ def _memory(rest: Sequence[str]) -> int:
     path, *rest = rest
     flags, numbers, argv = _split_options(rest, ("solve", "measure", "json"), {"vram": float, "prompt_length": int})
     quiet = "json" in flags
-    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+    width = None if sys.stdout.isatty() else 150  # into a file the table need not be narrow
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet, width=width)
     vram, source = (numbers["vram"], "--vram") if "vram" in numbers else (None, "")
     if vram is None:
         vram, source = memory.available_vram()

@@ -340,7 +340,7 @@ def smaller(recipe: Recipe) -> Iterable[tuple[str, dict[str, Any]]]:
         name = getattr(args.optim, "value", str(args.optim))
         if name in ("adamw_torch", "adamw_torch_fused"):
             yield "optimizer states of 8 bits", {"optim": "adamw_8bit"}
-        if name in ("adamw_torch", "adamw_torch_fused", "adamw_8bit"):
+        if name in ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit"):
             yield "optimizer states of 8 bits that may move to the host", {"optim": "paged_adamw_8bit"}
     length = args.max_completion_length
     while length >= 128:
@@ -427,7 +427,8 @@ def solve(
 ) -> tuple[Suggestion | None, Suggestion | None]:
     """
     The largest micro-batch with the recipe's completion length, and the longest completion with its micro-batch, that
-    fit into `vram` GiB: `None` where not even the smallest does. Rows of an optimizer step stay as many.
+    fit into `vram` GiB (completions in steps of 16 tokens): `None` where not even the smallest does. Rows of an optimizer
+    step stay as many.
     """
     recipe = _planned(path, argv)
     args = recipe.training
@@ -442,7 +443,7 @@ def solve(
         return changes
 
     limit = getattr(model_config(recipe).get_text_config(), "max_position_embeddings", None) or 4096
-    lengths = range(32, min(limit - prompt_length, 8192) + 1, 32)
+    lengths = range(16, min(limit - prompt_length, 8192) + 1, 16)
 
     def largest(values: Sequence[int], overrides: Callable[[int], dict], cost: str) -> Suggestion | None:
         best, low, high = None, 0, len(values) - 1

@@ -8,8 +8,12 @@ the step, saves a checkpoint and draws what there is.
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,11 @@ from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import get_peft_config
 from trl.models import unwrap_model_for_generation
 
-from grpo_math import models, report
+from grpo_math import memory, models, report
 from grpo_math.evaluation import Accuracy, measure, prompt_ids
 from grpo_math.recipe import Recipe, RecipeError, dump
 from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
@@ -32,6 +36,7 @@ from grpo_math.tasks.base import PLAIN_STOP
 from grpo_math.trainer import GRPOMathTrainer
 
 INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
+OUT_OF_MEMORY = 1
 
 
 # --- checks and loading -----------------------------------------------------------------------------------------------
@@ -123,6 +128,7 @@ class Prepared:
         model = models.load_model(
             recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
         )
+        saved = {p: p.data for p in model.parameters() if p.requires_grad} if isinstance(model, PeftModel) else {}
         # The trainer gets the model itself; for a reference of its own TRL still needs to know the revision.
         args.model_init_kwargs = (
             {"revision": recipe.model.model_revision} if args.beta and not recipe.model.use_peft else None
@@ -146,6 +152,8 @@ class Prepared:
             self.trainer.add_callback(ShortProgress())
         self.trainer.remove_callback(PrinterCallback)
         if isinstance(self.trainer.model, PeftModel):
+            for parameter, weights in saved.items():  # TRL has rounded a saved QLoRA adapter to bfloat16
+                parameter.data = weights.to(parameter.device)
             models.float32_adapter(self.trainer.model)
 
     def measure(self, label: str) -> Accuracy | None:
@@ -263,14 +271,28 @@ class StopOnSignal(TrainerCallback):
 
 
 def train(recipe: Recipe) -> int:
-    """Run a recipe from beginning to end. Returns the exit code: 0, or 130 when Ctrl-C stopped the training.
+    """
+    Run a recipe from beginning to end. Returns the exit code: 0, 130 when Ctrl-C stopped the training, 1 when the
+    device's memory ran out, after a checkpoint and a word on what would fit.
 
     Raises:
         RecipeError, TaskError, ModelError: for anything wrong with the recipe, the data or the model's name, before
             any long work.
     """
-    run = Prepared(recipe)
-    trainer, folder = run.trainer, run.folder
+    try:
+        run = Prepared(recipe)
+    except torch.OutOfMemoryError as error:
+        out_of_memory(recipe, None, error)
+        return OUT_OF_MEMORY
+    try:
+        return _train(run)
+    except torch.OutOfMemoryError as error:
+        out_of_memory(recipe, run, error)
+        return OUT_OF_MEMORY
+
+
+def _train(run: Prepared) -> int:
+    recipe, trainer, folder = run.recipe, run.trainer, run.folder
     main = trainer.accelerator.is_main_process
     console = Console(highlight=False, soft_wrap=True, quiet=not main)
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,6 +311,9 @@ def train(recipe: Recipe) -> int:
     before, before_records = _before(run, main)
     started = time.perf_counter()
     try:
+        if run.checkpoint and isinstance(trainer.model, PeftModel) and "ref" in trainer.model.peft_config:
+            # Where the reference is an adapter too, transformers 5.17 resumes that one alone
+            trainer.model.load_adapter(run.checkpoint, "default", is_trainable=True)
         trainer.train(resume_from_checkpoint=run.checkpoint)
     finally:
         run.interrupt.restore()
@@ -320,6 +345,93 @@ def train(recipe: Recipe) -> int:
     return 0
 
 
+# Functions on the way to an allocation that failed -> what the run was doing; the outermost one that is known decides
+PHASE_OF = {
+    "measure": "held-out",
+    "_generate_single_turn": "generation",
+    "_generate_and_score_completions": "scoring",
+    "training_step": "training",
+    "clip_grad_norm_": "optimizer",
+    "step": "optimizer",
+    "load_model": "load",
+    "__init__": "load",
+}
+
+
+def phase_of(error: BaseException) -> str:
+    """The phase of a run, as in `grpo-math memory`, in which an error was raised; "training" when nothing tells."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return next((phase for name, phase in PHASE_OF.items() if name in names), "training")
+
+
+def out_of_memory(recipe: Recipe, run: Prepared | None, error: torch.OutOfMemoryError) -> None:
+    """Says in which phase the memory ran out, saves a checkpoint, and says what was predicted and what would fit."""
+    phase = phase_of(error)
+    traceback.clear_frames(error.__traceback__)  # what the failed step still holds
+    error.__traceback__ = None
+    console = Console(highlight=False, soft_wrap=True, stderr=True)
+    console.print(f"Out of memory in the phase [bold]{phase}[/bold]: {str(error).splitlines()[0]}", markup=True)
+    resume = ""
+    if run is not None:
+        trainer = run.trainer
+        if not trainer.accelerator.is_main_process:
+            return
+        step = trainer.state.global_step
+        saved = run.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        trainer.model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if step == 0:
+            console.print("No step was finished: there is nothing to save.")
+        elif trainer.accelerator.num_processes > 1:
+            console.print(f"Saved checkpoints are in {run.folder} (every {trainer.args.save_steps} steps).")
+        else:
+            if not saved.is_dir():
+                trainer._save_checkpoint(trainer.model, trial=None)
+            console.print(f"Checkpoint of step {step}: {saved}")
+            resume = " --resume_from_checkpoint true"
+        recipe_file = run.folder / "recipe.yaml"
+    else:
+        recipe_file = recipe.path
+    _say_what_fits(console, recipe_file if recipe_file.exists() else recipe.path, resume)
+
+
+def _say_what_fits(console: Console, recipe_file: Path, resume: str) -> None:
+    # In a process of its own, on the CPU: this one still holds the card and has accelerate set up for it
+    vram = []
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        vram = ["--vram", f"{(free + torch.cuda.memory_reserved()) / memory.GIB:.2f}"]
+    console.print("Predicting what this recipe needs and what would fit ...")
+    command = [sys.executable, "-m", "grpo_math", "memory", str(recipe_file), "--json"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+    def ask(words: list[str]) -> dict | None:
+        done = subprocess.run([*command, *words], capture_output=True, text=True, env=environment, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if not lines:
+            console.print(f"There is no prediction: {done.stderr.strip().splitlines()[-1:]}")
+        return json.loads(lines[-1]) if lines else None
+
+    answer = ask(vram)
+    if answer is None:
+        return
+    console.print(
+        f"Predicted: {memory.gib(answer['total'])} GiB in all, most of it in the phase {answer['phase']}; there are "
+        f"{answer['vram_gib']:.2f} GiB."
+    )
+    if answer["fits"]:
+        console.print("That should have fitted: is another program using the card? (nvidia-smi shows it.) Otherwise:")
+        answer = ask(["--vram", f"{0.85 * answer['total'] / memory.GIB:.2f}"]) or answer
+    for found in answer.get("suggestions", [])[:3]:
+        words = " ".join(memory.as_arguments(found["overrides"]))
+        console.print(
+            f"  {memory.gib(found['total'])} GiB, {found['cost']}: accelerate launch {recipe_file} {words}{resume}"
+        )
+    if not answer.get("suggestions"):
+        console.print("Nothing that was tried fits: use a smaller model.")
+
+
 def describe(run: Prepared) -> list[str]:
     """What is about to run, in a few lines."""
     recipe, args, trainer = run.recipe, run.recipe.training, run.trainer
@@ -333,6 +445,7 @@ def describe(run: Prepared) -> list[str]:
         f"{len(run.problems.heldout)} held out, longest prompt {run.longest_prompt} tokens.",
         f"Each generation: {batch // args.num_generations} prompts x {args.num_generations} completions of at most "
         f"{args.max_completion_length} tokens; loss {args.loss_type}, beta {args.beta}.",
+        *(["The reference policy is a second, frozen model in memory."] if trainer.ref_model is not None else []),
         *recipe.notes,
     ]
 

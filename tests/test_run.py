@@ -237,3 +237,67 @@ def test_commands_explain_themselves(capsys):
     assert cli.main(["fields", "num_generations_eval"]) == 0
     assert "num_generations_eval: int | None   (GRPOMathConfig)" in capsys.readouterr().out
     assert cli.main(["report", os.devnull]) == 2
+
+
+# --- out of memory ----------------------------------------------------------------------------------------------------
+
+
+def fail_at(monkeypatch, name, step):
+    """Makes the trainer's method `name` run out of memory once `step` steps are done."""
+    from grpo_math.trainer import GRPOMathTrainer
+
+    method = getattr(GRPOMathTrainer, name)
+
+    def failing(self, *args, **kwargs):
+        if self.state.global_step == step:
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.16 GiB.\nGPU 0 has ...")
+        return method(self, *args, **kwargs)
+
+    failing.__name__ = failing.__qualname__ = name
+    failing.__code__ = failing.__code__.replace(co_name=name)
+    monkeypatch.setattr(GRPOMathTrainer, name, failing)
+
+
+@pytest.mark.parametrize(("name", "phase"), [("training_step", "training"), ("_generate_single_turn", "generation")])
+def test_out_of_memory_leaves_a_checkpoint_and_says_what_fits(tiny_recipe, tmp_path, capsys, monkeypatch, name, phase):
+    from grpo_math import run as module
+
+    answer = {"total": 9 * 2**30, "vram_gib": 8.0, "fits": False, "phase": "training",
+              "suggestions": [{"overrides": {"per_device_train_batch_size": 4}, "total": 7 * 2**30, "cost": "less"}]}  # fmt: skip
+    asked = []
+
+    def predicted(command, **kwargs):
+        asked.append(command)
+        assert kwargs["env"]["CUDA_VISIBLE_DEVICES"] == ""
+        return subprocess.CompletedProcess(command, 1, json.dumps(answer) + "\n", "")
+
+    monkeypatch.setattr(module.subprocess, "run", predicted)
+    with monkeypatch.context() as patched:
+        fail_at(patched, name, 3)
+        code = run(tiny_recipe, tmp_path, "--max_steps", "6", "--heldout_size", "0")
+    assert code == 1
+    said = capsys.readouterr().err
+    assert f"Out of memory in the phase {phase}" in said
+    assert "Tried to allocate 1.16 GiB" in said
+    assert "Predicted: 9.00 GiB" in said
+    assert "recipe.yaml --per_device_train_batch_size 4 --resume_from_checkpoint true" in said
+    assert asked[0][3:5] == ["memory", str(tmp_path / "recipe.yaml")]
+    assert str(tmp_path / "checkpoint-3") in said
+    # The run goes on from there
+    assert (
+        run(tiny_recipe, tmp_path, "--max_steps", "6", "--heldout_size", "0", "--resume_from_checkpoint", "true") == 0
+    )
+    assert json.loads((tmp_path / "summary.json").read_text())["resumed_at"] == 3
+
+
+@pytest.mark.slow
+def test_out_of_memory_before_the_first_step_has_nothing_to_save(tiny_recipe, tmp_path, capsys, monkeypatch):
+    """With the real prediction, which here says that the recipe should have fitted."""
+    fail_at(monkeypatch, "training_step", 0)
+    assert run(tiny_recipe, tmp_path, "--max_steps", "2", "--heldout_size", "0") == 1
+    said = capsys.readouterr().err
+    assert "there is nothing to save" in said
+    assert "That should have fitted" in said
+    assert not list(tmp_path.glob("checkpoint-*"))

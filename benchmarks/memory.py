@@ -1,0 +1,138 @@
+"""Predicted peak memory of the 8 GB recipes, and prediction against torch's profiler on real CPU steps.
+
+The comparison runs small shapes for real (weights, bitsandbytes' quantization and optimizers included) and follows the
+profiler's record of every allocation; the prediction runs the same step on fake tensors with the CUDA stand-ins off.
+`--recipes` and `--cpu` run one half. The comparison on a GPU is `python -m benchmarks gpu`.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from transformers import Qwen2Config
+
+from benchmarks import common
+from grpo_math import memory
+from grpo_math.dry_run import dry_run
+from grpo_math.recipe import load_recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+PROMPT_LENGTH = 32
+
+SHAPE = dict(
+    hidden_size=128,
+    intermediate_size=320,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=3000,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+)
+COMMON = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "num_generations": 4,
+    "max_completion_length": 24,
+    "heldout_batch_size": 8,
+    "use_cpu": True,
+}
+_FULL = {"use_peft": False, "dtype": "float32", "bf16": False, "optim": "adamw_torch"}
+_LORA = {"use_peft": True, "dtype": "float32", "bf16": False}
+_QLORA = {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4"}
+CPU_CASES = {
+    "full, no checkpointing, accumulation 2": {**_FULL, "gradient_checkpointing": False},
+    "full, checkpointing, KL to a reference model": {**_FULL, "beta": 0.1},
+    "full, checkpointing, bfloat16 autocast": {**_FULL, "bf16": True},
+    "full, 8-bit AdamW": {**_FULL, "optim": "adamw_8bit"},
+    "LoRA, checkpointing": _LORA,
+    "LoRA, no checkpointing, accumulation 1": {
+        **_LORA,
+        "gradient_checkpointing": False,
+        "gradient_accumulation_steps": 1,
+    },
+    "LoRA on bfloat16, autocast, KL": {"dtype": "bfloat16", "bf16": True, "beta": 0.04},
+    "QLoRA, nf4 with double quantization": {**_QLORA, "dtype": "bfloat16", "bf16": True},
+    "QLoRA, 32-bit scales, float32": {**_LORA, "load_in_4bit": True},
+}
+
+
+def eight_gb_recipes() -> list[Path]:
+    """Every shipped recipe but the one that needs no GPU."""
+    return [path for path in sorted(RECIPES.glob("*.yaml")) if path.name != "countdown_tiny.yaml"]
+
+
+def shape_folder(folder: Path) -> Path:
+    """A folder with the configuration of the small shape."""
+    Qwen2Config(**SHAPE).save_pretrained(folder)
+    return folder
+
+
+def compare_on_cpu(case: str, model: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Peaks of each phase in bytes, predicted and as torch's profiler saw them."""
+    values = {**COMMON, **CPU_CASES[case], "model_name_or_path": str(model)}
+    recipe = load_recipe(RECIPES / "gsm8k.yaml", memory.as_arguments(values))
+    config = memory.model_config(recipe)
+    predicted = dry_run(recipe, config, PROMPT_LENGTH, cuda=False)
+    return predicted.peaks, memory.profiled_peaks(recipe, config, PROMPT_LENGTH)
+
+
+def cpu_table(found: dict[str, tuple[dict, dict]]) -> str:
+    """Predicted and measured, of the whole step and of generation."""
+    rows = []
+    for case, (predicted, measured) in found.items():
+        whole = [max(peaks.values()) for peaks in (predicted, measured)]
+        sampling = [peaks["generation"] for peaks in (predicted, measured)]
+        rows.append(
+            [
+                case,
+                *(f"{size / 1e6:.3f}" for size in whole),
+                f"**{whole[0] / whole[1]:.4f}**",
+                f"{sampling[0] / sampling[1]:.4f}",
+            ]
+        )
+    return common.table(["step", "predicted, MB", "profiler, MB", "ratio", "generation alone, ratio"], rows)
+
+
+def recipe_table(found: dict[str, memory.Prediction]) -> str:
+    """Predicted peaks of the recipes."""
+    rows = []
+    for name, prediction in found.items():
+        cells = [memory.gib(prediction.peaks[phase]) for phase in ("load", "generation", "training", "optimizer")]
+        paged = memory.gib(prediction.paged) if prediction.paged else ""
+        total = f"**{memory.gib(prediction.total)}**"
+        rows.append([f"`{name}`", prediction.model, prediction.prompt_length, *cells, paged, total])
+    header = ["recipe", "model", "longest prompt", "load", "generation", "training", "optimizer"]
+    return common.table([*header, "paged states beside", "all told, GiB"], rows)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", action="store_true", help="only the recipes")
+    parser.add_argument("--cpu", action="store_true", help="only the comparison")
+    asked = parser.parse_args(argv)
+    both = asked.recipes == asked.cpu
+    text, data = ["# Memory", "", common.machine_line()], {}
+    if both or asked.recipes:
+        found = {}
+        for path in eight_gb_recipes():
+            found[path.name] = memory.predict(path)
+            print(f"{path.name}: {memory.gib(found[path.name].total)} GiB", flush=True)
+        data["recipes"] = {name: prediction.as_dict() for name, prediction in found.items()}
+        text += ["", "## The recipes, predicted", "", recipe_table(found), ""]
+        text += [
+            "GiB at the peak of each phase as torch's allocator counts them, every prompt and completion of the greatest "
+            f"length. All told = {memory.OVERHEAD_FACTOR} x the highest peak + {memory.gib(memory.OVERHEAD_BYTES)}: "
+            "fragmentation, CUDA context and workspaces, not calibrated on a card yet."
+        ]
+    if both or asked.cpu:
+        with tempfile.TemporaryDirectory() as temporary:
+            model = shape_folder(Path(temporary))
+            compared = {case: compare_on_cpu(case, model) for case in CPU_CASES}
+        data["cpu"] = {case: {"predicted": a, "profiler": b} for case, (a, b) in compared.items()}
+        text += ["", "## Predicted and profiled on a CPU", "", cpu_table(compared), ""]
+        shape = json.dumps({name: SHAPE[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")})
+        text += [f"Qwen2 of a small shape ({shape}), 4 x ({PROMPT_LENGTH} + 24) tokens a micro-batch."]
+    common.save("memory" if both else "memory_part", "\n".join(text), data)
+    return 0
