@@ -34,10 +34,10 @@ from transformers.utils import logging as transformers_logging
 from trl import get_peft_config, get_quantization_config
 
 from grpo_math import models
+from grpo_math.memory import PHASES
 from grpo_math.recipe import Recipe
 from grpo_math.trainer import GRPOMathTrainer
 
-PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
 CATEGORIES = (
     "weights",
     "adapter",

@@ -10,14 +10,15 @@ What torch's allocator does not see (the CUDA context, cuBLAS's workspace) and w
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from grpo_math.recipe import Recipe, RecipeError, load_recipe
@@ -25,6 +26,8 @@ from grpo_math.recipe import Recipe, RecipeError, load_recipe
 GIB = 2**30
 OVERHEAD_FACTOR, OVERHEAD_BYTES = 1.03, int(0.7 * GIB)
 DEFAULT_VRAM = 8.0  # GiB
+PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
+TORCH_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 # The combinations that the prediction was compared on; it reaches into the internals of all of them
 SUPPORTED = (
@@ -304,54 +307,83 @@ def _own_process_state():
 # --- what would fit ---------------------------------------------------------------------------------------------------
 
 
-def smaller(recipe: Recipe) -> Iterable[tuple[str, dict[str, Any]]]:
-    """
-    Changes of a recipe that save memory, what costs least first: `(what is given up, overrides)`. Up to the optimizer
-    they leave the gradient as it is.
-    """
+class Kind(NamedTuple):
+    """A kind of change that saves memory."""
+
+    cost: str  # what is given up
+    phases: set[str]  # in which it can save
+    levels: list[dict[str, Any]]  # overrides, the mildest first
+    same_gradient: bool = False  # whether the optimizer step stays the same
+
+
+def smaller(recipe: Recipe) -> list[Kind]:
+    """The kinds of changes that apply to a recipe, what costs least first."""
     args, model, task = recipe.training, recipe.model, recipe.task
-    if not args.gradient_checkpointing:
-        yield "about a third more compute", {"gradient_checkpointing": True}
-    micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    rows = micro * args.steps_per_generation
-    while micro % 2 == 0:
-        micro, accumulation = micro // 2, accumulation * 2
-        steps = (
-            {}
-            if args.steps_per_generation == args.gradient_accumulation_steps
-            else {"steps_per_generation": rows // micro}
-        )
-        yield (
-            "smaller micro-batches, the same step",
-            {
-                "per_device_train_batch_size": micro,
-                "gradient_accumulation_steps": accumulation,
-                **steps,
-            },
-        )
-    if task.heldout_size and task.heldout_batch_size > rows:
-        yield "held-out problems in smaller batches", {"heldout_batch_size": rows}
-    parts = args.steps_per_generation
-    while parts % 2 == 0 and (rows := rows // 2) % args.num_generations == 0:
-        parts //= 2
-        heldout = {"heldout_batch_size": rows} if task.heldout_size and task.heldout_batch_size > rows else {}
-        yield "more, smaller generations a step", {"steps_per_generation": parts, **heldout}
-    if not model.use_peft:
-        name = getattr(args.optim, "value", str(args.optim))
-        if name in ("adamw_torch", "adamw_torch_fused"):
-            yield "optimizer states of 8 bits", {"optim": "adamw_8bit"}
-        if name in ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit"):
-            yield "optimizer states of 8 bits that may move to the host", {"optim": "paged_adamw_8bit"}
-    length = args.max_completion_length
-    while length >= 128:
-        length //= 2
-        yield "shorter completions", {"max_completion_length": length}
+    optimizer = getattr(args.optim, "value", str(args.optim))
+    micro, accumulation, parts = (
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.steps_per_generation,
+    )
+    rows, group, heldout = micro * parts, args.num_generations, task.heldout_batch_size if task.heldout_size else 0
+    step = set(PHASES) - {"load"}
+    tokens = step - {"optimizer"}
     lora = {"use_peft": True, "dtype": "bfloat16", "learning_rate": 2e-5, "optim": "adamw_torch"}
-    if not model.use_peft:
-        yield "an adapter is trained, not the weights (LoRA)", lora
-    if not model.load_in_4bit:
-        quantized = {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4"}
-        yield "a frozen base of 4 bits (QLoRA)", {**({} if model.use_peft else lora), **quantized}
+    quantized = {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4"}
+
+    def halves(number: int) -> list[int]:
+        return [number >> n for n in range(1, number.bit_length()) if number % (1 << n) == 0]
+
+    micro_batches = [
+        {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation * (micro // size)}
+        | ({} if parts == accumulation else {"steps_per_generation": rows // size})
+        for size in halves(micro)
+    ]
+    generations = [
+        {"steps_per_generation": size} | ({"heldout_batch_size": micro * size} if heldout > micro * size else {})
+        for size in halves(parts)
+        if micro * size % group == 0
+    ]
+    kinds = [
+        Kind(
+            "about a third more compute",
+            {"training"},
+            [] if args.gradient_checkpointing else [{"gradient_checkpointing": True}],
+            same_gradient=True,
+        ),
+        Kind("smaller micro-batches, the same step", {"training", "scoring"}, micro_batches, same_gradient=True),
+        Kind(
+            "held-out problems in smaller batches",
+            {"held-out"},
+            [{"heldout_batch_size": size} for size in halves(heldout)],
+            same_gradient=True,
+        ),
+        Kind("more, smaller generations a step", {"generation", "held-out"}, generations, same_gradient=True),
+        Kind(
+            "optimizer states of 8 bits",
+            step,
+            [{"optim": "adamw_8bit"}] if not model.use_peft and optimizer in TORCH_ADAMW else [],
+        ),
+        Kind(
+            "optimizer states of 8 bits that may move to the host",
+            step,
+            [{"optim": "paged_adamw_8bit"}]
+            if not model.use_peft and optimizer in (*TORCH_ADAMW, "adamw_8bit", "adamw_bnb_8bit")
+            else [],
+        ),
+        Kind(
+            "shorter completions",
+            tokens,
+            [{"max_completion_length": size} for size in halves(args.max_completion_length) if size >= 64],
+        ),
+        Kind("an adapter is trained, not the weights (LoRA)", set(PHASES), [] if model.use_peft else [lora]),
+        Kind(
+            "a frozen base of 4 bits (QLoRA)",
+            set(PHASES),
+            [] if model.load_in_4bit else [{**({} if model.use_peft else lora), **quantized}],
+        ),
+    ]
+    return [kind for kind in kinds if kind.levels]
 
 
 @dataclasses.dataclass
@@ -373,49 +405,56 @@ def suggest(
     """
     The smallest changes with which a recipe fits into `vram` GiB, each with its prediction.
 
-    Every change of [`smaller`] is tried by itself (of several steps of one kind the first that fits). When none is
-    enough, they are added up in their order, leaving out those that save nothing, until the sum fits.
+    Every kind of [`smaller`] that can be enough by itself is tried, its mildest level that fits is taken. Where no kind
+    that leaves the gradient as it is suffices, those are added up in their order, each as far as it helps a phase that
+    does not fit yet; where nothing has been found then, all kinds are.
 
     Args:
         prediction: Of the recipe as it is.
         progress: Called with a line about what is being tried.
+
+    Returns:
+        `list[Suggestion]`: Those that fit, what changes the run least first; empty when nothing fits.
     """
-    recipe = _planned(path, argv)
-    changes = list(smaller(recipe))
-    found: list[Suggestion] = []
-    best: dict[str, Suggestion] = {}
+    kinds = smaller(_planned(path, argv))
+    room = (vram * GIB - OVERHEAD_BYTES) / OVERHEAD_FACTOR
+    if room <= 0:
+        return []
+
+    def too_large(predicted: Prediction) -> set[str]:
+        return {phase for phase, peak in predicted.peaks.items() if peak > room}
 
     def attempt(cost: str, overrides: dict[str, Any]) -> Suggestion | None:
         progress(" ".join(as_arguments(overrides)))
         try:
-            predicted = predict(path, argv, prediction.prompt_length, overrides)
-        except RecipeError:  # a combination that TRL does not take, such as a batch that splits a group
+            return Suggestion(cost, overrides, predict(path, argv, prediction.prompt_length, overrides))
+        except RecipeError:  # not every sum is one that TRL takes: a batch must not split a group
             return None
-        return Suggestion(cost, overrides, predicted)
 
-    for cost, overrides in changes:
-        if cost in best and best[cost].prediction.fits(vram):
-            continue
-        tried = attempt(cost, overrides)
-        if tried is not None and (cost not in best or tried.prediction.peak < best[cost].prediction.peak):
-            best[cost] = tried
-    found = [tried for tried in best.values() if tried.prediction.fits(vram)]
-    if found:
-        return found
-    together, current = {}, prediction
-    costs = []
-    for tried in best.values():
-        if tried.prediction.peak >= prediction.peak and tried.prediction.peaks == prediction.peaks:
-            continue
-        candidate = {**together, **tried.changes}
-        sum_of = attempt("; ".join([*costs, tried.cost]), candidate)
-        if sum_of is None or sum_of.prediction.peak > current.peak:
-            continue
-        together, current = candidate, sum_of.prediction
-        costs.append(tried.cost)
-        if current.fits(vram):
-            return [sum_of]
-    return []
+    def add_up(chosen: list[Kind]) -> list[Suggestion]:
+        together = Suggestion("", {}, prediction)
+        for kind in chosen:
+            helped = too_large(together.prediction) & kind.phases
+            best = together
+            for level in kind.levels if helped else []:
+                cost = "; ".join(filter(None, (together.cost, kind.cost)))
+                tried = attempt(cost, {**together.changes, **level})
+                if tried is not None and tried.prediction.peak <= best.prediction.peak:
+                    best = tried
+                    if not too_large(tried.prediction) & helped:
+                        break
+            together = best
+            if together.prediction.fits(vram):
+                return [together]
+        return []
+
+    alone: dict[bool, list[Suggestion]] = {True: [], False: []}
+    for kind in kinds:
+        if too_large(prediction) <= kind.phases:
+            tried = (attempt(kind.cost, level) for level in kind.levels)
+            alone[kind.same_gradient] += itertools.islice((t for t in tried if t and t.prediction.fits(vram)), 1)
+    exact = alone[True] or add_up([kind for kind in kinds if kind.same_gradient])
+    return [*exact, *alone[False]] or add_up(kinds)
 
 
 def solve(

@@ -264,8 +264,8 @@ def fail_at(monkeypatch, name, step):
 def test_out_of_memory_leaves_a_checkpoint_and_says_what_fits(tiny_recipe, tmp_path, capsys, monkeypatch, name, phase):
     from grpo_math import run as module
 
-    answer = {"total": 9 * 2**30, "vram_gib": 8.0, "fits": False, "phase": "training",
-              "suggestions": [{"overrides": {"per_device_train_batch_size": 4}, "total": 7 * 2**30, "cost": "less"}]}  # fmt: skip
+    found = {"overrides": {"per_device_train_batch_size": 4}, "total": 7 * 2**30, "cost": "smaller micro-batches"}
+    answer = {"total": 9 * 2**30, "vram_gib": 8.0, "fits": False, "phase": "training", "suggestions": [found]}
     asked = []
 
     def predicted(command, **kwargs):
