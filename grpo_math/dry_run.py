@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 from trl import get_peft_config, get_quantization_config
 
@@ -228,45 +229,66 @@ def build_model(recipe: Recipe, config: Any, dtype: torch.dtype, device: torch.d
     config = type(config).from_dict(config.to_dict())
     if recipe.model.attn_implementation:
         config._attn_implementation = recipe.model.attn_implementation
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        quantization = get_quantization_config(recipe.model)
-        if quantization is not None:
-            _quantize(model, quantization, dtype, device)
+    quantization = get_quantization_config(recipe.model)
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    if quantization is None or fake:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:  # as a load does it, which never holds the whole model on the card before it is quantized
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.tie_weights()
     if recipe.training.embeddings_on_host:
         models.embeddings_to_host(model)
+    if quantization is not None:
+        _quantize(model, quantization, dtype, device, fake)
     return model
 
 
-def _quantize(model: torch.nn.Module, quantization: Any, dtype: torch.dtype, device: torch.device) -> None:
+def _quantize(model: torch.nn.Module, quantization: Any, dtype: torch.dtype, device: torch.device, fake: bool) -> None:
     import bitsandbytes as bnb
     from transformers.quantizers import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
     with unset_fake_temporarily():  # which layers become 4-bit ones is its decision; they start on the meta device
         quantizer.preprocess_model(model=model, device_map={"": device}, dtype=dtype)
-    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
     for module in model.modules():
         if not isinstance(module, bnb.nn.Linear4bit):
             continue
-        shape = (module.out_features, module.in_features)
+        shape, like = (module.out_features, module.in_features), module.weight
         if fake:
-            module.weight = fake_4bit_weight(shape, dtype, module.weight)
+            module.weight = fake_4bit_weight(shape, dtype, like)
         else:
-            values = torch.randn(shape, dtype=dtype, device="cpu") * 0.02
-            weight = bnb.nn.Params4bit(
-                values,
-                compress_statistics=module.weight.compress_statistics,
-                quant_type=module.weight.quant_type,
-                module=module,
-            )
-            module.weight = weight.to(device)
+            values = torch.empty(shape, dtype=dtype, device=device).normal_(std=0.02)
+            module.weight = bnb.nn.Params4bit(
+                values, compress_statistics=like.compress_statistics, quant_type=like.quant_type, module=module
+            ).to(device)
+            del values
         module.quant_state = module.weight.quant_state
         module.support_avx512bf16_for_cpu = False  # as `models.load_model` has it
         if module.bias is not None:
             module.bias = torch.nn.Parameter(torch.zeros(module.out_features, dtype=dtype, device=device))
+    if not fake:
+        _fill_on(model, device)
     model.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
+
+
+@torch.no_grad()
+def _fill_on(model: torch.nn.Module, device: torch.device) -> None:
+    """Moves what is not quantized to the device, with random matrices, norms of one and biases of zero."""
+    for name, parameter in model.named_parameters():
+        if not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.to(device)
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.02)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+        if isinstance(module, models.HostEmbedding):
+            module.weight.normal_(std=0.02)
 
 
 def fake_4bit_weight(shape: tuple[int, int], dtype: torch.dtype, like: Any) -> torch.nn.Parameter:
