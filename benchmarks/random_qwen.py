@@ -11,18 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-SHAPE = dict(
-    vocab_size=151936,
-    hidden_size=896,
-    intermediate_size=4864,
-    num_hidden_layers=24,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    max_position_embeddings=32768,
-    rope_theta=1e6,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-)
+from grpo_math import memory
+
+SHAPE = {**memory.SHAPES["Qwen/Qwen2.5-0.5B"], "rope_theta": 1e6}
 
 
 def make_random_qwen(folder: Path, tokenizer_folder: str | Path, seed: int = 0) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import gc
 import itertools
 import math
@@ -35,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 from trl import get_peft_config, get_quantization_config
 
 from grpo_math import models
-from grpo_math.memory import PHASES
+from grpo_math.memory import PHASES, DryRun
 from grpo_math.recipe import Recipe
 from grpo_math.trainer import GRPOMathTrainer
 
@@ -416,33 +415,6 @@ def fake_stand_ins() -> Iterator[None]:
 
 
 # --- the step ---------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class DryRun:
-    """What one steady step took.
-
-    Attributes:
-        peaks: bytes at the peak of each phase that was run.
-        ops: the operation at each peak.
-        parts: bytes of each of `CATEGORIES` at each peak (fake tensors only).
-        paged: bytes of optimizer states in managed memory, not in the peaks.
-    """
-
-    peaks: dict[str, int]
-    ops: dict[str, str]
-    parts: dict[str, dict[str, int]]
-    paged: int = 0
-
-    @property
-    def phase(self) -> str:
-        """The phase with the highest peak."""
-        return max(self.peaks, key=self.peaks.__getitem__)
-
-    @property
-    def peak(self) -> int:
-        """The highest peak in bytes."""
-        return self.peaks[self.phase]
 
 
 class _Steady(TrainerCallback):

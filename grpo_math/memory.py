@@ -85,27 +85,20 @@ class PredictionError(ValueError):
 
 
 @dataclasses.dataclass
-class Prediction:
+class DryRun:
     """
-    Peak memory of a recipe.
+    What one steady step took.
 
     Attributes:
-        model: Its name.
-        prompt_length: Tokens of the longest prompt, and where that number comes from (`prompt_source`).
         peaks, ops, parts: Bytes at the peak of each phase, the operation there, and its split into categories.
         paged: Bytes of optimizer states in managed memory, which CUDA moves to the host when the card is full: not
             in the peaks.
-        overrides: Fields that were changed.
     """
 
-    model: str
-    prompt_length: int
-    prompt_source: str
     peaks: dict[str, int]
     ops: dict[str, str]
     parts: dict[str, dict[str, int]]
     paged: int
-    overrides: dict[str, Any]
 
     @property
     def phase(self) -> str:
@@ -116,6 +109,23 @@ class Prediction:
     def peak(self) -> int:
         """What torch's allocator will have given out at most, in bytes."""
         return self.peaks[self.phase]
+
+
+@dataclasses.dataclass
+class Prediction(DryRun):
+    """
+    Peak memory of a recipe.
+
+    Attributes:
+        model: Its name.
+        prompt_length: Tokens of the longest prompt, and where that number comes from (`prompt_source`).
+        overrides: Fields that were changed.
+    """
+
+    model: str
+    prompt_length: int
+    prompt_source: str
+    overrides: dict[str, Any]
 
     @property
     def total(self) -> int:
@@ -246,16 +256,9 @@ def predict(
 
     with _own_process_state():
         run = dry_run(recipe, config, prompt_length)
-    return Prediction(
-        recipe.model.model_name_or_path or "",
-        prompt_length,
-        source,
-        run.peaks,
-        run.ops,
-        run.parts,
-        run.paged,
-        dict(changes),
-    )
+    found = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    name = recipe.model.model_name_or_path or ""
+    return Prediction(**found, model=name, prompt_length=prompt_length, prompt_source=source, overrides=dict(changes))
 
 
 def _merged(argv: Sequence[str], changes: dict[str, Any]) -> list[str]:
