@@ -19,6 +19,7 @@ from grpo_math.recipe import load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PROMPT_LENGTH = 32
+SHOWN = ("load", "generation", "training", "optimizer", "held-out")
 
 SHAPE = dict(
     hidden_size=128,
@@ -99,11 +100,11 @@ def recipe_table(found: dict[str, memory.Prediction]) -> str:
     """Predicted peaks of the recipes."""
     rows = []
     for name, prediction in found.items():
-        cells = [memory.gib(prediction.peaks[phase]) for phase in ("load", "generation", "training", "optimizer")]
+        cells = [memory.gib(prediction.peaks.get(phase, 0)) for phase in SHOWN]
         paged = memory.gib(prediction.paged) if prediction.paged else ""
         total = f"**{memory.gib(prediction.total)}**"
         rows.append([f"`{name}`", prediction.model, prediction.prompt_length, *cells, paged, total])
-    header = ["recipe", "model", "longest prompt", "load", "generation", "training", "optimizer"]
+    header = ["recipe", "model", "longest prompt", *SHOWN]
     return common.table([*header, "paged states beside", "all told, GiB"], rows)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import gc
 import itertools
+import logging
 import math
 import tempfile
 import types
@@ -47,7 +48,6 @@ CATEGORIES = (
     "activations",
     "temporaries",
 )
-MICRO_BATCHES = 2  # accumulated gradients are there from the second one on
 
 aten = torch.ops.aten
 
@@ -219,12 +219,7 @@ def build_model(recipe: Recipe, config: Any, dtype: torch.dtype, device: torch.d
         config: The model's configuration.
         dtype: Of the weights that are not quantized.
         device: Where to put it. Under a `FakeTensorMode` quantized weights are fakes of the right sizes.
-
-    Raises:
-        ModelError: for `load_in_8bit`, which is not covered.
     """
-    if recipe.model.load_in_8bit:
-        raise models.ModelError("load_in_8bit is not covered by the memory prediction. Use load_in_4bit: true.")
     config = type(config).from_dict(config.to_dict())
     if recipe.model.attn_implementation:
         config._attn_implementation = recipe.model.attn_implementation
@@ -365,6 +360,11 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     def add_in_place(accumulator, a, b):
         return None
 
+    autocast_enabled = torch.is_autocast_enabled
+
+    def is_autocast_enabled(*device_type):
+        return autocast_enabled(*device_type or ("cpu",))  # without a device it asks about CUDA
+
     triton = types.SimpleNamespace(cdiv=lambda a, b: -(-a // b))
     with contextlib.ExitStack() as stack:
         for module in (chunked_logprob, utils):
@@ -373,6 +373,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
             stack.enter_context(mock.patch.object(chunked_logprob, name, _NoKernel()))
         stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", add_in_place))
         stack.enter_context(mock.patch.object(chunked_logprob, "triton", triton, create=True))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))
         default = torch.optim.Optimizer.add_param_group
 
@@ -408,6 +409,8 @@ def fake_stand_ins() -> Iterator[None]:
         optimizer.name2qmap["dynamic"], optimizer.name2qmap["udynamic"] = torch.empty(256), torch.empty(256)
 
     with contextlib.ExitStack() as stack:
+        # What fails is reported once, by whoever asked
+        stack.enter_context(mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", apply))
         stack.enter_context(mock.patch.object(Optimizer8bit, "fill_qmap", fill_qmap))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", lambda tensor: id(tensor)))
@@ -505,13 +508,13 @@ def dry_run(
     rows = args.per_device_train_batch_size * args.steps_per_generation
 
     def masked_rows(shape: torch.Size) -> int:
-        if len(shape) == 2 and shape[1] == prompt_length + length - 1:
+        if len(shape) == 2 and shape[1] >= prompt_length + length - 1:
             return shape[0] * length  # the labelled positions of a micro-batch
         return math.prod(shape)
 
     tracker = Tracker(512 if cuda else 1, masked_rows if fake else None)
     tracker.group_size = args.num_generations
-    dtype = getattr(torch, recipe.model.dtype or "float32")
+    dtype = _dtype(recipe, config)
     _quiet(args)
     meter = meter or (lambda phase: contextlib.nullcontext())
 
@@ -574,6 +577,13 @@ def dry_run(
     return result
 
 
+def _dtype(recipe: Recipe, config: Any) -> torch.dtype:
+    name = recipe.model.dtype or "float32"
+    if name == "auto":  # what the checkpoint was saved in
+        name = getattr(config, "dtype", None) or "float32"
+    return name if isinstance(name, torch.dtype) else getattr(torch, name)
+
+
 def _quiet(args: Any) -> None:
     """No files, no logs; one optimizer step; the savings off, since nothing is to be saved in the worst case."""
     args.max_steps, args.save_strategy, args.report_to = 1, "no", []
@@ -607,9 +617,12 @@ def _label_weights(tracker: Tracker, trainer: Any) -> None:
                 tracker.label(parameter, "adapter")
 
 
-def prompts_of(length: int, rows: int) -> list[list[int]]:
-    """Token ids of prompts: the first of `length` tokens, the others of one less, so that there is padding."""
-    return [[2] * (length if row == 0 else max(length - 1, 1)) for row in range(rows)]
+def prompts_of(length: int, rows: int, group: int) -> list[list[int]]:
+    """
+    Token ids of prompts, the `group` rows of each alike: the first row of `length` tokens, the others of one less, so that
+    there is padding.
+    """
+    return [[2 + row // group % 100] * (length if row == 0 else max(length - 1, 1)) for row in range(rows)]
 
 
 def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: int, fake: bool) -> None:
@@ -639,18 +652,20 @@ def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: i
             return score(inputs)
 
     count = itertools.count()
-    last = trainer.args.gradient_accumulation_steps - 1
+    args, group = trainer.args, trainer.num_generations
+    # The first micro-batch, and one beside its gradients: where a new generation falls into the step, that one
+    generate_every = args.steps_per_generation * args.num_iterations
+    last = args.gradient_accumulation_steps - 1
+    wanted = {0, generate_every if generate_every <= last else last}
 
     def two_steps(model, inputs, num_items_in_batch=None):
-        number = next(count)
-        # The first and the last one, which closes the accumulation; the others would only repeat them
-        if number not in {0, last} and number >= MICRO_BATCHES - 1:
+        if next(count) not in wanted:  # the others would only repeat them
             trainer._step += 1
-            return torch.zeros(())
+            return torch.zeros((), device=trainer.accelerator.device)
         with during("training"):
             return step(model, inputs, num_items_in_batch)
 
-    trainer._tokenize_prompts = lambda prompts: (prompts_of(prompt_length, len(prompts)), None, {})
+    trainer._tokenize_prompts = lambda prompts: (prompts_of(prompt_length, len(prompts), group), None, {})
     trainer._generate_single_turn, trainer._generate_and_score_completions = generate_full, score_all
     trainer.training_step = two_steps
     with tracker.during("training"):  # what lies between the phases
@@ -712,7 +727,8 @@ def _held_out(trainer: Any, tracker: Tracker, prompt_length: int, rows: int, fak
 
     policy = trainer.accelerator.unwrap_model(trainer.model)
     policy.eval()
-    ids, length = prompts_of(prompt_length, rows), trainer.max_completion_length
+    # As the greedy half of the measuring has it: every prompt once
+    ids, length, tracker.group_size = prompts_of(prompt_length, rows, 1), trainer.max_completion_length, 1
     settings = dict(do_sample=True, max_new_tokens=length, eos_token_id=None)
     with two_tokens(policy, tracker, length) if fake else contextlib.nullcontext():
         generate(policy, trainer.processing_class, ids, rows, **settings)

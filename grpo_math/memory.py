@@ -205,12 +205,22 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
 
 
 def _planned(path: str | Path, overrides: Sequence[str]) -> Recipe:
-    with mock.patch.dict(os.environ):  # loading for the CPU sets a variable for worker processes
+    with _own_process_state(), mock.patch.dict(os.environ):  # loading for the CPU sets a variable for worker processes
         recipe = load_recipe(path, overrides, planned=True)
-    if recipe.training.use_vllm or recipe.training.use_transformers_continuous_batching:
+    args, model = recipe.training, recipe.model
+    uncovered = {
+        "use_vllm: true": args.use_vllm,
+        "use_transformers_continuous_batching: true": args.use_transformers_continuous_batching,
+        f"cache_implementation: {args.cache_implementation}": args.cache_implementation,
+        f"top_entropy_quantile: {args.top_entropy_quantile:g}": args.top_entropy_quantile < 1,
+        "load_in_8bit: true": model.load_in_8bit,
+        "use_dora: true with load_in_4bit: true": model.use_dora and model.load_in_4bit,
+        f"attn_implementation: {model.attn_implementation}": model.attn_implementation not in (None, "sdpa", "eager"),
+    }
+    if any(uncovered.values()):
+        names = ", ".join(name for name, found in uncovered.items() if found)
         raise PredictionError(
-            f"{path}: use_vllm and use_transformers_continuous_batching reserve memory of their own, which is not "
-            "predicted. Leave them out."
+            f"{path}: {names}: the memory prediction does not cover this. Predict without it, or measure on the card."
         )
     return recipe
 
@@ -246,19 +256,33 @@ def predict(
     """
     check_versions()
     changes = changes or {}
-    recipe = _planned(path, _merged(argv, changes))
-    config = model_config(recipe)
-    source = "given"
-    if prompt_length is None:
-        prompt_length, source = longest_prompt(recipe)
-    _check_length(recipe, config, prompt_length)
-    from grpo_math.dry_run import dry_run
-
     with _own_process_state():
-        run = dry_run(recipe, config, prompt_length)
+        recipe = _planned(path, _merged(argv, changes))
+        config = model_config(recipe)
+        source = "given"
+        if prompt_length is None:
+            prompt_length, source = longest_prompt(recipe)
+        _check_length(recipe, config, prompt_length)
+        run = _run(path, recipe, config, prompt_length)
     found = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     name = recipe.model.model_name_or_path or ""
     return Prediction(**found, model=name, prompt_length=prompt_length, prompt_source=source, overrides=dict(changes))
+
+
+def _run(path: str | Path, recipe: Recipe, config: Any, prompt_length: int) -> DryRun:
+    from grpo_math.dry_run import dry_run
+    from grpo_math.models import ModelError
+
+    try:
+        return dry_run(recipe, config, prompt_length)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever TRL, transformers, peft or torch say to options that they do not take
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise PredictionError(
+            f"{path}: its step could not be run without the card: {type(error).__name__}: {reason}. If the recipe itself "
+            "starts (--max_steps 1), then it has an option that the prediction does not cover: measure on the card."
+        ) from error
 
 
 def _merged(argv: Sequence[str], changes: dict[str, Any]) -> list[str]:
@@ -296,6 +320,7 @@ def _own_process_state():
         kept = [dict(state) for state in shared]
         for state in shared:
             state.clear()
+        PartialState(cpu=True)  # TRL's configuration may warn, and its logger needs this
         try:
             with mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"):
                 yield

@@ -49,9 +49,10 @@ def test_prediction_is_within_one_percent_of_the_profilers_peak(case, small):
     predicted, profiled = compared.compare_on_cpu(case, small)
     assert max(predicted.values()) == pytest.approx(max(profiled.values()), rel=0.01)
     assert predicted["training"] == pytest.approx(profiled["training"], rel=0.01)
-    # Two real tokens stand for all of them; bfloat16 products on a CPU pack a weight, which CUDA does not
-    slack = 0.3 if '"bfloat16"' in json.dumps(compared.CPU_CASES[case]) else 0.02
-    assert predicted["generation"] == pytest.approx(profiled["generation"], rel=slack)
+    if '"bfloat16"' in json.dumps(compared.CPU_CASES[case]):  # whose products on a CPU pack weights, and on CUDA do not
+        assert predicted["generation"] <= profiled["generation"]
+    else:  # the first and the last token stand for all of them
+        assert predicted["generation"] == pytest.approx(profiled["generation"], rel=0.02)
 
 
 def test_tracker_counts_storages_from_allocation_to_release():
@@ -272,7 +273,9 @@ def test_measuring_runs_the_real_step_in_a_process_of_its_own(capsys, small_argv
         (["--vram", "-4"], "--vram -4: write a number above 0"),
         (["--max_completion_length", "600"], "exceed the context of 512 tokens"),
         (["--fewshot", "4"], "Give --prompt_length TOKENS"),
-        (["--load_in_8bit", "true"], "Use load_in_4bit"),
+        (["--load_in_8bit", "true"], "load_in_8bit: true: the memory prediction does not cover this"),
+        (["--use_dora", "true", "--load_in_4bit", "true"], "use_dora: true with load_in_4bit: true"),
+        (["--generation_kwargs", "{num_beams: 2}"], "could not be run without the card"),
         (["--max_completion_lenght", "8"], "did you mean max_completion_length?"),
     ],
 )
