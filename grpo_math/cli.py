@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0 if rest else 2
     _quieten()
+    from grpo_math.memory import prefer_expandable_segments
+
+    prefer_expandable_segments()
     try:
         return commands[command](rest)
     except KeyboardInterrupt:

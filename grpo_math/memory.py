@@ -77,6 +77,15 @@ SHAPES = {
 LONGEST_PROMPT = {"gsm8k": 288, "countdown": 136}
 
 
+def prefer_expandable_segments() -> None:
+    """
+    Asks torch's CUDA allocator for segments that can grow, unless the environment says otherwise: blocks of many sizes then
+    fragment the card less (https://docs.pytorch.org/docs/stable/notes/cuda.html). It has to be called before CUDA is used.
+    """
+    if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 class PredictionError(ValueError):
     """A memory prediction that cannot be made; the message says why and what to do."""
 
@@ -564,6 +573,7 @@ def measure(
         "prompt_length": prompt_length,
         "cap": cap,
     }
+    prefer_expandable_segments()
     done = subprocess.run(
         [sys.executable, "-m", "grpo_math.memory", json.dumps(job)], capture_output=True, text=True, check=False
     )

@@ -1,6 +1,7 @@
 """Predicted peak memory: against torch's profiler on real steps, the verdict, what would fit, the recipes' own figures."""
 
 import json
+import os
 import re
 import sys
 
@@ -299,6 +300,21 @@ def test_other_versions_are_refused_and_named(monkeypatch):
         memory.predict(GSM8K)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are a Linux matter")
+def test_the_allocators_setting_is_the_users_where_there_is_one(monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    memory.prefer_expandable_segments()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    memory.prefer_expandable_segments()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "backend:native"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    memory.prefer_expandable_segments()
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+
+
 def test_the_longest_prompt_is_counted_where_model_and_rows_are_here(tiny_recipe):
     recipe = load_recipe(tiny_recipe, planned=True)
     length, source = memory.longest_prompt(recipe)
@@ -316,7 +332,7 @@ def test_a_prediction_leaves_the_process_as_it_was(small_argv, monkeypatch):
     memory.predict(GSM8K, small_argv, 32)
     assert PartialState._shared_state == before
     assert state.device.type == "cpu"
-    assert "ACCELERATE_USE_CPU" not in __import__("os").environ
+    assert "ACCELERATE_USE_CPU" not in os.environ
     assert torch.ones(2).sum().item() == 2.0
 
 
