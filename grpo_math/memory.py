@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from grpo_math.recipe import Recipe, RecipeError, load_recipe
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 OVERHEAD_FACTOR, OVERHEAD_BYTES = 1.03, int(0.7 * GIB)
@@ -195,7 +198,8 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
     from grpo_math.tasks import TaskError, load_problems
 
     name, task = models.resolve_name(recipe.model.model_name_or_path or ""), recipe.task
-    if Path(name).expanduser().exists():
+    path = Path(models.adapter_base(name) or name).expanduser()
+    if path.is_file() or any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
         try:
             # Only what is here: nothing is downloaded to answer a question
             with mock.patch("datasets.config.HF_HUB_OFFLINE", True):
@@ -203,8 +207,8 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
                 rows = load_problems(task, tokenizer)
             ids = prompt_ids(tokenizer, [row["prompt"] for row in rows.train + rows.heldout])
             return max(map(len, ids)), "counted"
-        except TaskError:
-            pass  # the rows are not on this machine: the task's published length, below, is used instead
+        except (TaskError, ValueError, OSError) as error:
+            logger.info("The longest prompt could not be counted: %s", error)  # then the published one, below, is taken
     if task.fewshot or task.task not in LONGEST_PROMPT:
         raise PredictionError(
             f"how long the longest prompt is cannot be said without the rows and the tokenizer of {name} "
