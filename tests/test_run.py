@@ -173,6 +173,9 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
 
     wandb.finish()
     (stored,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60  # its writer is a process of its own
+    while b"frac_reward_zero_std" not in stored.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert b"frac_reward_zero_std" in stored.read_bytes()
 
 
