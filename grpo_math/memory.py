@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 GIB = 2**30
 OVERHEAD_FACTOR, OVERHEAD_BYTES = 1.03, int(0.7 * GIB)
 DEFAULT_VRAM = 8.0  # GiB
+MOST_ROWS = 16384  # a step is prepared row by row; no single card takes as many
 PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
 TORCH_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
@@ -275,7 +276,7 @@ def predict(
         source = "given"
         if prompt_length is None:
             prompt_length, source = longest_prompt(recipe)
-        _check_length(recipe, config, prompt_length)
+        _check_sizes(recipe, config, prompt_length)
         run = _run(path, recipe, config, prompt_length)
     found = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     name = recipe.model.model_name_or_path or ""
@@ -308,7 +309,16 @@ def _merged(argv: Sequence[str], changes: dict[str, Any]) -> list[str]:
     return [*given, *as_arguments(changes)]
 
 
-def _check_length(recipe: Recipe, config: Any, prompt_length: int) -> None:
+def _check_sizes(recipe: Recipe, config: Any, prompt_length: int) -> None:
+    args = recipe.training
+    sizes = {
+        "per_device_train_batch_size x steps_per_generation": args.per_device_train_batch_size
+        * args.steps_per_generation,
+        "heldout_batch_size": recipe.task.heldout_batch_size if recipe.task.heldout_size else 0,
+    }
+    for name, rows in sizes.items():
+        if rows > MOST_ROWS:
+            raise PredictionError(f"{name} is {rows} completions at once; up to {MOST_ROWS} are predicted. Lower it.")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = recipe.training.max_completion_length
     if prompt_length < 1:

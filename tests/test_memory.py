@@ -270,6 +270,11 @@ def test_measuring_runs_the_real_step_in_a_process_of_its_own(capsys, small_argv
     ("words", "message"),
     [
         (["--use_vllm", "true"], "use_vllm"),
+        (["--gradient_accumulation_steps", "1000000"], "4000000 completions at once; up to 16384"),
+        (
+            ["--heldout_batch_size", "1000000", "--heldout_size", "8"],
+            "heldout_batch_size is 1000000 completions at once",
+        ),
         (["--vram", "much"], "--vram much: write a number above 0"),
         (["--vram", "-4"], "--vram -4: write a number above 0"),
         (["--max_completion_length", "600"], "exceed the context of 512 tokens"),
@@ -283,9 +288,10 @@ def test_measuring_runs_the_real_step_in_a_process_of_its_own(capsys, small_argv
 def test_what_cannot_be_predicted_is_one_line_with_the_fix(capsys, small_argv, words, message):
     length = [] if "--fewshot" in words else ["--prompt_length", "32"]
     argv = list(small_argv)
-    if words[0] in argv:
-        at = argv.index(words[0])
-        del argv[at : at + 2]
+    for name in words[::2]:
+        if name in argv:
+            at = argv.index(name)
+            del argv[at : at + 2]
     code, out, err = ask(capsys, GSM8K, *argv, *length, *words)
     assert code == 2
     assert message in err
