@@ -197,6 +197,11 @@ class Tracker(TorchDispatchMode):
             distinct = max(len(tensor) // self.group_size, 1)
             inverse, counts = (tensor.new_empty((n,), dtype=torch.int64) for n in (len(tensor), distinct))
             return tensor.new_empty((distinct, *tensor.shape[1:])), inverse, counts
+        if func is aten.multinomial.default:
+            # It draws one exponential variable for every probability
+            scratch = torch.empty_like(args[0])
+            self.follow(scratch, func, "temporaries")
+            return func(*args, **kwargs)
         if func is torch.ops.bitsandbytes.gemm_4bit.default:
             tensor, _, shape = args[:3]
             # The weight is dequantized for the product and released after it
@@ -405,6 +410,14 @@ def fake_stand_ins() -> Iterator[None]:
                     tensor.data = converted
         return module
 
+    def deepcopy(tensor, memo):
+        with torch.no_grad():
+            copied = tensor.detach().clone()
+        if isinstance(tensor, torch.nn.Parameter):
+            copied = torch.nn.Parameter(copied, tensor.requires_grad)
+        memo[id(tensor)] = copied
+        return copied
+
     def fill_qmap(optimizer):
         optimizer.name2qmap["dynamic"], optimizer.name2qmap["udynamic"] = torch.empty(256), torch.empty(256)
 
@@ -414,6 +427,8 @@ def fake_stand_ins() -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", apply))
         stack.enter_context(mock.patch.object(Optimizer8bit, "fill_qmap", fill_qmap))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", lambda tensor: id(tensor)))
+        # torch's own would copy a storage that is not there
+        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", deepcopy, create=True))
         yield
 
 
@@ -435,7 +450,8 @@ class _Steady(TrainerCallback):
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
             self._label_gradients()
-            trainer.optimizer.step()
+            # The optimizer itself: a loss scaler, which has seen no loss yet, would refuse
+            getattr(trainer.optimizer, "optimizer", trainer.optimizer).step()
             trainer.optimizer.zero_grad()
         self._label_states()
 

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 GIB = 2**30
 OVERHEAD_FACTOR, OVERHEAD_BYTES = 1.03, int(0.7 * GIB)
 DEFAULT_VRAM = 8.0  # GiB
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MOST_ROWS = 16384  # a step is prepared row by row; no single card takes as many
 PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
 TORCH_ADAMW = ("adamw_torch", "adamw_torch_fused")
@@ -42,6 +43,7 @@ SUPPORTED = (
 # Published shapes (config.json of the model cards at https://huggingface.co/Qwen and .../HuggingFaceTB)
 _QWEN = dict(
     model_type="qwen2",
+    dtype="bfloat16",
     num_key_value_heads=2,
     vocab_size=151936,
     tie_word_embeddings=True,
@@ -49,7 +51,12 @@ _QWEN = dict(
     rms_norm_eps=1e-6,
 )
 _SMOL = dict(
-    model_type="llama", vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192, rms_norm_eps=1e-5
+    model_type="llama",
+    dtype="bfloat16",
+    vocab_size=49152,
+    tie_word_embeddings=True,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
 )
 
 
@@ -343,9 +350,11 @@ def _own_process_state():
         kept = [dict(state) for state in shared]
         for state in shared:
             state.clear()
-        PartialState(cpu=True)  # TRL's configuration may warn, and its logger needs this
         try:
             with mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"):
+                for name in LAUNCHER:  # else it would wait for the other processes of a launcher
+                    os.environ.pop(name, None)
+                PartialState(cpu=True)  # TRL's configuration may warn, and its logger needs this
                 yield
         finally:
             for state, before in zip(shared, kept, strict=True):
@@ -467,6 +476,8 @@ def suggest(
     Returns:
         `list[Suggestion]`: Those that fit, what changes the run least first; empty when nothing fits.
     """
+    from grpo_math.models import ModelError
+
     kinds = smaller(_planned(path, argv))
     room = (vram * GIB - OVERHEAD_BYTES) / OVERHEAD_FACTOR
     if room <= 0:
@@ -479,7 +490,7 @@ def suggest(
         progress(" ".join(as_arguments(overrides)))
         try:
             return Suggestion(cost, overrides, predict(path, argv, prediction.prompt_length, overrides))
-        except RecipeError:  # not every sum is one that TRL takes: a batch must not split a group
+        except (RecipeError, PredictionError, ModelError):  # not every change is one that the recipe takes
             return None
 
     def add_up(chosen: list[Kind]) -> list[Suggestion]:

@@ -281,12 +281,16 @@ def train(recipe: Recipe) -> int:
     """
     try:
         run = Prepared(recipe)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         out_of_memory(recipe, None, error)
         return OUT_OF_MEMORY
     try:
         return _train(run)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         out_of_memory(recipe, run, error)
         return OUT_OF_MEMORY
 
@@ -358,13 +362,19 @@ PHASE_OF = {
 }
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory ran out; CUDA and cuBLAS have names of their own for it."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text or "ALLOC_FAILED" in text
+
+
 def phase_of(error: BaseException) -> str:
     """The phase of a run, as in `grpo-math memory`, in which an error was raised; "training" when nothing tells."""
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     return next((phase for name, phase in PHASE_OF.items() if name in names), "training")
 
 
-def out_of_memory(recipe: Recipe, run: Prepared | None, error: torch.OutOfMemoryError) -> None:
+def out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeError) -> None:
     """Says in which phase the memory ran out, saves a checkpoint, and says what was predicted and what would fit."""
     phase = phase_of(error)
     traceback.clear_frames(error.__traceback__)  # what the failed step still holds
@@ -393,10 +403,11 @@ def out_of_memory(recipe: Recipe, run: Prepared | None, error: torch.OutOfMemory
         recipe_file = run.folder / "recipe.yaml"
     else:
         recipe_file = recipe.path
-    _say_what_fits(console, recipe_file if recipe_file.exists() else recipe.path, resume)
+    longest = run.longest_prompt if run is not None else None
+    _say_what_fits(console, recipe_file if recipe_file.exists() else recipe.path, resume, longest)
 
 
-def _say_what_fits(console: Console, recipe_file: Path, resume: str) -> None:
+def _say_what_fits(console: Console, recipe_file: Path, resume: str, longest_prompt: int | None) -> None:
     # In a process of its own, on the CPU: this one still holds the card and has accelerate set up for it
     vram = []
     if torch.cuda.is_available():
@@ -404,7 +415,10 @@ def _say_what_fits(console: Console, recipe_file: Path, resume: str) -> None:
         vram = ["--vram", f"{(free + torch.cuda.memory_reserved()) / memory.GIB:.2f}"]
     console.print("Predicting what this recipe needs and what would fit ...")
     command = [sys.executable, "-m", "grpo_math", "memory", str(recipe_file), "--json"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    if longest_prompt is not None:
+        command += ["--prompt_length", str(longest_prompt)]
+    launched = {name: value for name, value in os.environ.items() if name not in memory.LAUNCHER}
+    environment = {**launched, "CUDA_VISIBLE_DEVICES": ""}
 
     def ask(words: list[str]) -> dict | None:
         done = subprocess.run([*command, *words], capture_output=True, text=True, env=environment, check=False)
@@ -425,9 +439,11 @@ def _say_what_fits(console: Console, recipe_file: Path, resume: str) -> None:
         answer = ask(["--vram", f"{0.85 * answer['total'] / memory.GIB:.2f}"]) or answer
     for found in answer.get("suggestions", [])[:3]:
         words = " ".join(memory.as_arguments(found["overrides"]))
-        console.print(
-            f"  {memory.gib(found['total'])} GiB, {found['cost']}: accelerate launch {recipe_file} {words}{resume}"
-        )
+        # Another optimizer or other trained weights cannot take up the states of the checkpoint
+        afresh = {"optim", "use_peft"} & set(found["overrides"])
+        cost = f"{found['cost']}{' (starts afresh)' if afresh and resume else ''}"
+        command_line = f"accelerate launch {recipe_file} {words}{'' if afresh else resume}"
+        console.print(f"  {memory.gib(found['total'])} GiB, {cost}: {command_line}")
     if not answer.get("suggestions"):
         console.print("Nothing that was tried fits: use a smaller model.")
 
