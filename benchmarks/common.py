@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
+from benchmarks.plain import table as table  # for `common.table`
 from grpo_math import models
 from grpo_math.tasks import load_problems, resolve_rewards
 from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
@@ -89,12 +90,6 @@ def machine_line() -> str:
     packages = ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers", "trl"))
     place = found["gpu"] or f"{found['processor']} ({found['cores']} cores, {bf16} native bf16)"
     return f"{place}, {found['threads']} thread(s), Python {found['python']}, {packages}."
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def save(name: str, text: str, data: dict) -> None:

@@ -33,6 +33,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plain import RECIPES, eight_gb_recipes, table
 from grpo_math import memory
 from grpo_math.memory import GIB
 from grpo_math.recipe import read_yaml
@@ -40,7 +41,6 @@ from grpo_math.recipe import read_yaml
 # torch and what builds on it is imported where it is used: this process must not take memory of the card
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ROOT / "recipes"
 PARTS = ("memory", "oom", "gradients", "throughput", "real")
 TOLERANCE = 0.05  # of the measured peak
 CLEARLY = 1.1  # the peak of a configuration that has to run out, in caps
@@ -157,8 +157,8 @@ def configurations(kinds: Sequence[str], tiny_model: Path | None = None) -> list
         shape = memory.SHAPES[read_yaml(path)["model_name_or_path"].removesuffix("-Instruct")]
         return shape["num_hidden_layers"] * shape["hidden_size"] ** 2
 
-    paths = [path for path in sorted(RECIPES.glob("*.yaml")) if path.name != "countdown_tiny.yaml"]
-    found = [configuration(path.name, "recipe", path, {}) for path in sorted(paths, key=size)]
+    paths = sorted(eight_gb_recipes(), key=size)
+    found = [configuration(path.name, "recipe", path, {}) for path in paths]
     found += [configuration(name, "oom", RECIPES / file, changes) for name, (file, changes) in OUT_OF_MEMORY.items()]
     return [c for c in found if {"recipe": "memory", "oom": "oom"}[c.kind] in kinds]
 
@@ -763,12 +763,6 @@ def read_run(folder: Path) -> dict:
 def card_name(name: str) -> str:
     """A card's name as part of a file name: `NVIDIA GeForce RTX 4060` becomes `nvidia-geforce-rtx-4060`."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table (`common.table` would import torch)."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def _in_words(record: dict) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 from transformers import Qwen2Config
 
 from benchmarks import common
+from benchmarks.plain import RECIPES, eight_gb_recipes
 from grpo_math import memory
 from grpo_math.dry_run import dry_run
 from grpo_math.recipe import load_recipe
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 PROMPT_LENGTH = 32
 SHOWN = ("load", "generation", "training", "optimizer", "held-out")
 
@@ -57,11 +57,6 @@ CPU_CASES = {
     "QLoRA, nf4 with double quantization": {**_QLORA, "dtype": "bfloat16", "bf16": True},
     "QLoRA, 32-bit scales, float32": {**_LORA, "load_in_4bit": True},
 }
-
-
-def eight_gb_recipes() -> list[Path]:
-    """Every shipped recipe but the one that needs no GPU."""
-    return [path for path in sorted(RECIPES.glob("*.yaml")) if path.name != "countdown_tiny.yaml"]
 
 
 def shape_folder(folder: Path) -> Path:

@@ -79,6 +79,7 @@ class Tracker(TorchDispatchMode):
         self.group_size = 1  # equal rows that `unique` finds
         self.boolean = False  # what a fake condition is
         self.live = self.event = 0
+        self.paged = 0  # bytes in managed memory, which is not followed
         self.phase = "load"
         self.peaks: dict[str, Peak] = {}
         self.sizes: list[int] = []  # of every storage ever followed, and when it came, went and what it is
@@ -264,9 +265,9 @@ def _quantize(model: torch.nn.Module, quantization: Any, dtype: torch.dtype, dev
             ).to(device)
             del values
         module.quant_state = module.weight.quant_state
-        module.support_avx512bf16_for_cpu = False  # as `models.load_model` has it
         if module.bias is not None:
             module.bias = torch.nn.Parameter(torch.zeros(module.out_features, dtype=dtype, device=device))
+    models.keep_4bit_trainable(model)
     if not fake:
         _fill_on(model, device)
     model.hf_quantizer = quantizer
@@ -355,7 +356,9 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     def get_state_buffer(optimizer, p, dtype=torch.float32):
         if optimizer.is_paged and p.numel() >= 1e5:  # as bitsandbytes has it
             with tracker.unseen():
-                return torch.zeros_like(p, dtype=dtype)
+                buffer = torch.zeros_like(p, dtype=dtype)
+            tracker.paged += buffer.nbytes
+            return buffer
         return torch.zeros_like(p, dtype=dtype)
 
     # Functions, not mocks: a mock would remember the tensors that it is called with
@@ -477,15 +480,7 @@ class _Steady(TrainerCallback):
 
 def stand_in_tokenizer() -> Any:
     """A tokenizer of one word, `a`, which is token 2."""
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>", padding_side="left"
-    )
+    return models.word_tokenizer(["<pad>", "<eos>", "a"], unk_token="<pad>")
 
 
 def alternating_reward(completions: list, **columns) -> list[float]:
@@ -581,12 +576,11 @@ def dry_run(
         if task.heldout_size:
             with during("held-out"), torch.no_grad():
                 _held_out(trainer, tracker, prompt_length, task.heldout_batch_size, fake)
-        paged = _paged_bytes(trainer.optimizer) if fake and cuda else 0
         result = DryRun(
             {phase: tracker.peaks[phase].bytes for phase in PHASES if phase in tracker.peaks},
             {phase: tracker.peaks[phase].op for phase in PHASES if phase in tracker.peaks},
             {phase: tracker.parts(phase) for phase in PHASES if phase in tracker.peaks},
-            paged,
+            tracker.paged,
         )
         del trainer, model, callback.trainer
     gc.collect()
@@ -748,11 +742,3 @@ def _held_out(trainer: Any, tracker: Tracker, prompt_length: int, rows: int, fak
     settings = dict(do_sample=True, max_new_tokens=length, eos_token_id=None)
     with two_tokens(policy, tracker, length) if fake else contextlib.nullcontext():
         generate(policy, trainer.processing_class, ids, rows, **settings)
-
-
-def _paged_bytes(optimizer: Any) -> int:
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not getattr(inner, "is_paged", False):
-        return 0
-    states = [s[name] for s in inner.state.values() for name in ("state1", "state2") if name in s]
-    return sum(t.nbytes for t in states if t.numel() >= 1e5)

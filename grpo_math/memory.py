@@ -9,6 +9,7 @@ What torch's allocator does not see (the CUDA context, cuBLAS's workspace) and w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -16,7 +17,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,7 +204,7 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
     """
     from grpo_math import models
     from grpo_math.evaluation import prompt_ids
-    from grpo_math.tasks import TaskError, load_problems
+    from grpo_math.tasks import load_problems
 
     name, task = models.resolve_name(recipe.model.model_name_or_path or ""), recipe.task
     path = Path(models.adapter_base(name) or name).expanduser()
@@ -215,7 +216,7 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
                 rows = load_problems(task, tokenizer)
             ids = prompt_ids(tokenizer, [row["prompt"] for row in rows.train + rows.heldout])
             return max(map(len, ids)), "counted"
-        except (TaskError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             logger.info("The longest prompt could not be counted: %s", error)  # then the published one, below, is taken
     if task.fewshot or task.task not in LONGEST_PROMPT:
         raise PredictionError(
@@ -226,7 +227,7 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
 
 
 def _planned(path: str | Path, overrides: Sequence[str]) -> Recipe:
-    with _own_process_state(), mock.patch.dict(os.environ):  # loading for the CPU sets a variable for worker processes
+    with _own_process_state():
         recipe = load_recipe(path, overrides, planned=True)
     args, model = recipe.training, recipe.model
     uncovered = {
@@ -277,13 +278,13 @@ def predict(
     """
     check_versions()
     changes = changes or {}
+    recipe = _planned(path, _merged(argv, changes))
+    config = model_config(recipe)
+    source = "given"
+    if prompt_length is None:
+        prompt_length, source = longest_prompt(recipe)
+    _check_sizes(recipe, config, prompt_length)
     with _own_process_state():
-        recipe = _planned(path, _merged(argv, changes))
-        config = model_config(recipe)
-        source = "given"
-        if prompt_length is None:
-            prompt_length, source = longest_prompt(recipe)
-        _check_sizes(recipe, config, prompt_length)
         run = _run(path, recipe, config, prompt_length)
     found = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     name = recipe.model.model_name_or_path or ""
@@ -317,6 +318,8 @@ def _merged(argv: Sequence[str], changes: dict[str, Any]) -> list[str]:
 
 
 def _check_sizes(recipe: Recipe, config: Any, prompt_length: int) -> None:
+    from grpo_math.models import context_length
+
     args = recipe.training
     sizes = {
         "per_device_train_batch_size x steps_per_generation": args.per_device_train_batch_size
@@ -326,7 +329,7 @@ def _check_sizes(recipe: Recipe, config: Any, prompt_length: int) -> None:
     for name, rows in sizes.items():
         if rows > MOST_ROWS:
             raise PredictionError(f"{name} is {rows} completions at once; up to {MOST_ROWS} are predicted. Lower it.")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(config)
     length = recipe.training.max_completion_length
     if prompt_length < 1:
         raise PredictionError(f"--prompt_length {prompt_length}: write a number of tokens of at least 1.")
@@ -337,31 +340,28 @@ def _check_sizes(recipe: Recipe, config: Any, prompt_length: int) -> None:
         )
 
 
-def _own_process_state():
-    """A prediction is placed on the CPU, whatever the process has been doing: accelerate's shared state is put aside."""
-    import contextlib
-
+@contextlib.contextmanager
+def _own_process_state() -> Iterator[None]:
+    """
+    Inside the context everything is placed on the CPU of one process, whatever this one has been doing: accelerate's shared
+    state is put aside, and what changes in the environment is undone.
+    """
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     shared = [cls._shared_state for cls in (PartialState, AcceleratorState, GradientState)]
-
-    @contextlib.contextmanager
-    def aside():
-        kept = [dict(state) for state in shared]
-        for state in shared:
+    kept = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        with mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"):
+            for name in LAUNCHER:  # else it would wait for the other processes of a launcher
+                os.environ.pop(name, None)
+            PartialState(cpu=True)  # TRL's configuration may warn, and its logger needs this
+            yield
+    finally:
+        for state, before in zip(shared, kept, strict=True):
             state.clear()
-        try:
-            with mock.patch.dict(os.environ, ACCELERATE_USE_CPU="true"):
-                for name in LAUNCHER:  # else it would wait for the other processes of a launcher
-                    os.environ.pop(name, None)
-                PartialState(cpu=True)  # TRL's configuration may warn, and its logger needs this
-                yield
-        finally:
-            for state, before in zip(shared, kept, strict=True):
-                state.clear()
-                state.update(before)
-
-    return aside()
+            state.update(before)
 
 
 # --- what would fit ---------------------------------------------------------------------------------------------------
@@ -376,16 +376,21 @@ class Kind(NamedTuple):
     same_gradient: bool = False  # whether the optimizer step stays the same
 
 
+def _with_micro_batch(args: Any, size: int) -> dict[str, Any]:
+    """Overrides for micro-batches of `size` rows, with as many rows in an optimizer step and in a generation as before."""
+    micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro * accumulation // size}
+    if args.steps_per_generation != accumulation:
+        changes["steps_per_generation"] = micro * args.steps_per_generation // size
+    return changes
+
+
 def smaller(recipe: Recipe) -> list[Kind]:
     """The kinds of changes that apply to a recipe, what costs least first."""
     args, model, task = recipe.training, recipe.model, recipe.task
     optimizer = getattr(args.optim, "value", str(args.optim))
-    micro, accumulation, parts = (
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        args.steps_per_generation,
-    )
-    rows, group, heldout = micro * parts, args.num_generations, task.heldout_batch_size if task.heldout_size else 0
+    micro, parts, group = args.per_device_train_batch_size, args.steps_per_generation, args.num_generations
+    heldout = task.heldout_batch_size if task.heldout_size else 0
     step = set(PHASES) - {"load"}
     tokens = step - {"optimizer"}
     lora = {"use_peft": True, "dtype": "bfloat16", "learning_rate": 2e-5, "optim": "adamw_torch"}
@@ -394,11 +399,7 @@ def smaller(recipe: Recipe) -> list[Kind]:
     def halves(number: int) -> list[int]:
         return [number >> n for n in range(1, number.bit_length()) if number % (1 << n) == 0]
 
-    micro_batches = [
-        {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation * (micro // size)}
-        | ({} if parts == accumulation else {"steps_per_generation": rows // size})
-        for size in halves(micro)
-    ]
+    micro_batches = [_with_micro_batch(args, size) for size in halves(micro)]
     generations = [
         {"steps_per_generation": size} | ({"heldout_batch_size": micro * size} if heldout > micro * size else {})
         for size in halves(parts)
@@ -531,19 +532,14 @@ def solve(
     fit into `vram` GiB (completions in steps of 16 tokens): `None` where not even the smallest does. Rows of an optimizer
     step stay as many.
     """
+    from grpo_math.models import context_length
+
     recipe = _planned(path, argv)
     args = recipe.training
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     per_generation = args.steps_per_generation * args.per_device_train_batch_size
     sizes = [n for n in range(1, rows + 1) if rows % n == 0 and per_generation % n == 0]
-
-    def with_micro_batch(size: int) -> dict[str, Any]:
-        changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
-        if args.steps_per_generation != args.gradient_accumulation_steps:
-            changes["steps_per_generation"] = per_generation // size
-        return changes
-
-    limit = getattr(model_config(recipe).get_text_config(), "max_position_embeddings", None) or 4096
+    limit = context_length(model_config(recipe)) or 4096
     lengths = range(16, min(limit - prompt_length, 8192) + 1, 16)
 
     def largest(values: Sequence[int], overrides: Callable[[int], dict], cost: str) -> Suggestion | None:
@@ -560,12 +556,20 @@ def solve(
         return best
 
     return (
-        largest(sizes, with_micro_batch, "largest micro-batch"),
+        largest(sizes, lambda n: _with_micro_batch(args, n), "largest micro-batch"),
         largest(lengths, lambda n: {"max_completion_length": n}, "longest completion"),
     )
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory ran out; CUDA and cuBLAS have names of their own for it."""
+    import torch
+
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text or "ALLOC_FAILED" in text
 
 
 def available_vram() -> tuple[float, str]:
@@ -646,7 +650,9 @@ def _measure_here(job: dict) -> dict:
     result["device"] = torch.cuda.get_device_name(device)
     try:
         dry_run(recipe, model_config(recipe), job["prompt_length"], fake=False, device=device, meter=Meter)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         result["out_of_memory"] = phases[-1] if phases else "training"
     result["reserved"] = torch.cuda.max_memory_reserved(device)
     return result
@@ -692,9 +698,8 @@ def show(console: Any, path: str | Path, prediction: Prediction, vram: float, so
     """Prints the table of a prediction and its verdict."""
     from rich.table import Table
 
-    from grpo_math.dry_run import CATEGORIES
-
-    shown = [c for c in CATEGORIES if any(parts[c] for parts in prediction.parts.values())]
+    categories = prediction.parts[prediction.phase]
+    shown = [c for c in categories if any(parts[c] for parts in prediction.parts.values())]
     table = Table(
         title=f"{Path(path).name}: {prediction.model}, predicted peak of each phase, GiB", title_justify="left"
     )

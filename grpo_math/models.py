@@ -154,6 +154,11 @@ def load_config(model_args: ModelConfig, trust_remote_code: bool = False):
         raise ModelError(_not_found(name, error)) from error
 
 
+def context_length(config) -> int | None:
+    """The most tokens that a model of this configuration can take, `None` when it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = False, **kwargs) -> PreTrainedModel:
     """The policy, as TRL loads it; a GGUF file becomes a plain model of its configuration, an adapter's folder its base
     model with the adapter on it, ready to be trained further.
@@ -192,13 +197,16 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
     except (OSError, ValueError) as error:
         raise ModelError(_not_found(name, error)) from error
     if model_args.load_in_4bit:
-        _keep_4bit_trainable(model)
+        keep_4bit_trainable(model)
     return model
 
 
-def _keep_4bit_trainable(model: PreTrainedModel) -> None:
-    # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward in evaluation mode, for good, and
-    # the product with repacked weights has no gradient: held-out accuracy before training would break the training.
+def keep_4bit_trainable(model: PreTrainedModel) -> None:
+    """
+    Keeps bitsandbytes from repacking 4-bit weights, in place. On a CPU with AVX512-BF16 it does so at the first forward in
+    evaluation mode, for good, and the product with repacked weights has no gradient: held-out accuracy before training
+    would break the training.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -350,22 +358,27 @@ def tiny_model_folder() -> Path:
     return folder
 
 
-def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: numbers, operators, parentheses, the answer tags, special tokens."""
+def word_tokenizer(words: list[str], unk_token: str = "<unk>", **settings) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are `words`, in their order; they hold `<pad>`, `<eos>` and what stands for other words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["<pad>", "<eos>", "<unk>", "<answer>", "</answer>", ":", "=", "+", "-", "*", "/", "(", ")"]
-    words += [str(n) for n in range(TINY_TASK["countdown_target_max"] + 1)]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk_token))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",
-        unk_token="<unk>",
+        unk_token=unk_token,
         padding_side="left",
-        model_max_length=TINY_SHAPE["max_position_embeddings"],
+        **settings,
     )
+
+
+def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: numbers, operators, parentheses, the answer tags, special tokens."""
+    words = ["<pad>", "<eos>", "<unk>", "<answer>", "</answer>", ":", "=", "+", "-", "*", "/", "(", ")"]
+    words += [str(n) for n in range(TINY_TASK["countdown_target_max"] + 1)]
+    return word_tokenizer(words, model_max_length=TINY_SHAPE["max_position_embeddings"])
 
 
 def make_tiny_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -54,7 +54,7 @@ def check_weights(recipe: Recipe, rewards: Sequence) -> None:
 
 def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: Any) -> int:
     """Longest prompt in tokens. Raises RecipeError when it and the longest completion exceed the model's context."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = models.context_length(config)
     rows = problems.train + problems.heldout
     ids = prompt_ids(tokenizer, [row["prompt"] for row in rows], recipe.training.chat_template_kwargs)
     longest = max(range(len(rows)), key=lambda i: len(ids[i]))
@@ -279,17 +279,12 @@ def train(recipe: Recipe) -> int:
         RecipeError, TaskError, ModelError: for anything wrong with the recipe, the data or the model's name, before
             any long work.
     """
+    run = None
     try:
         run = Prepared(recipe)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        out_of_memory(recipe, None, error)
-        return OUT_OF_MEMORY
-    try:
         return _train(run)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not memory.is_out_of_memory(error):
             raise
         out_of_memory(recipe, run, error)
         return OUT_OF_MEMORY
@@ -349,7 +344,7 @@ def _train(run: Prepared) -> int:
     return 0
 
 
-# Functions on the way to an allocation that failed -> what the run was doing; the outermost one that is known decides
+# Functions on the way to an allocation that failed -> what the run was doing; the first of this list that is there decides
 PHASE_OF = {
     "measure": "held-out",
     "_generate_single_turn": "generation",
@@ -360,12 +355,6 @@ PHASE_OF = {
     "load_model": "load",
     "__init__": "load",
 }
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's memory ran out; CUDA and cuBLAS have names of their own for it."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text or "ALLOC_FAILED" in text
 
 
 def phase_of(error: BaseException) -> str:
@@ -417,8 +406,7 @@ def _say_what_fits(console: Console, recipe_file: Path, resume: str, longest_pro
     command = [sys.executable, "-m", "grpo_math", "memory", str(recipe_file), "--json"]
     if longest_prompt is not None:
         command += ["--prompt_length", str(longest_prompt)]
-    launched = {name: value for name, value in os.environ.items() if name not in memory.LAUNCHER}
-    environment = {**launched, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
     def ask(words: list[str]) -> dict | None:
         done = subprocess.run([*command, *words], capture_output=True, text=True, env=environment, check=False)

@@ -4,10 +4,10 @@ import gc
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
+from grpo_math.models import word_tokenizer
 from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
 gc.freeze()  # every `train()` collects garbage, which takes ten times as long as the tiny step if it walks the imports
@@ -22,17 +22,7 @@ STOCK_GENERATION = {"share_prefill": False, "drop_finished": False}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(["<pad>", "<eos>", "<unk>", *WORDS], clean_up_tokenization_spaces=False)
 
 
 def tiny_model(seed: int = 0, **overrides) -> Qwen2ForCausalLM:
