@@ -107,8 +107,7 @@ def _memory(rest: Sequence[str]) -> int:
     path, *rest = rest
     flags, numbers, argv = _split_options(rest, ("solve", "measure", "json"), {"vram": float, "prompt_length": int})
     quiet = "json" in flags
-    width = None if sys.stdout.isatty() else 150  # into a file the table need not be narrow
-    console = Console(highlight=False, soft_wrap=True, quiet=quiet, width=width)
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
     vram, source = (numbers["vram"], "--vram") if "vram" in numbers else (None, "")
     if vram is None:
         vram, source = memory.available_vram()
@@ -132,16 +131,20 @@ def _memory(rest: Sequence[str]) -> int:
             suggestions = memory.suggest(path, argv, prediction, vram, progress)
             answer["suggestions"] = tried(suggestions)
         if "solve" in flags:
-            found = [s for s in memory.solve(path, argv, prediction.prompt_length, vram, progress) if s is not None]
-            answer["largest"] = tried(found)
+            solved = memory.solve(path, argv, prediction.prompt_length, vram, progress)
+            answer["largest"] = tried([s for s in solved if s is not None])
     if answer.get("suggestions"):
         memory.show_suggestions(console, "Smallest changes that fit", suggestions)
     elif not prediction.fits(vram):
-        console.print(f"Nothing that was tried fits into {vram:.2f} GiB: use a smaller model.")
+        memory.show_nothing_fits(console, vram)
     if "solve" in flags:
-        memory.show_suggestions(console, f"Largest that fits into {vram:.2f} GiB", found)
+        title = f"Largest that fits into {vram:.2f} GiB"
+        memory.show_suggestions(console, title, [s for s in solved if s is not None])
+        for found, smallest in zip(solved, ("micro-batch", "completion"), strict=True):
+            if found is None:
+                console.print(f"        not even the smallest {smallest} fits")
     if "measure" in flags:
-        with console.status("Measuring one real step with random weights ..."):
+        with console.status("Measuring two real steps with random weights ..."):
             answer["measured"] = memory.measure(path, argv, prediction.prompt_length)
         memory.show_measured(console, prediction, answer["measured"])
     if quiet:
@@ -153,16 +156,22 @@ def _split_options(
     words: Sequence[str], flags: Sequence[str], numbers: dict[str, type]
 ) -> tuple[set[str], dict[str, float], list[str]]:
     """Takes a command's own options out of the words: the flags that are there, the numbers, and the words left."""
-    from grpo_math.recipe import RecipeError
+    from grpo_math.recipe import RecipeError, check_name, fields
 
+    known = [*fields(), *flags, *numbers]
     given, values, left = set(), {}, []
     queue = list(words)
     while queue:
         word = queue.pop(0)
-        name, _, text = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in flags and not text:
+        name, equals, text = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not word.startswith("--"):
+            left.append(word)
+        elif name in flags:
+            if equals:
+                raise RecipeError(f"command line: {word}: --{name} takes no value")
             given.add(name)
-        elif word.startswith("--") and name in numbers:
+        elif name in numbers:
             text = text or (queue.pop(0) if queue else "")
             try:
                 values[name] = numbers[name](text)
@@ -170,8 +179,10 @@ def _split_options(
             except ValueError:
                 valid = False
             if not valid:
-                raise RecipeError(f"command line: --{name} {text}: write a number above 0")
+                kind = "whole number" if numbers[name] is int else "number"
+                raise RecipeError(f"command line: --{name} {text}: write a {kind} above 0")
         else:
+            check_name(name, "command line", known)
             left.append(word)
     return given, values, left
 

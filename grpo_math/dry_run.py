@@ -26,6 +26,7 @@ from unittest import mock
 
 import torch
 from datasets import Dataset
+from peft import PeftConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -50,6 +51,14 @@ CATEGORIES = (
 )
 
 aten = torch.ops.aten
+# What goes through a cuBLAS handle, which brings a workspace
+MATRIX_PRODUCTS = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    torch.ops.bitsandbytes.gemm_4bit.default,
+}
 
 
 # --- following the storages -------------------------------------------------------------------------------------------
@@ -71,11 +80,14 @@ class Tracker(TorchDispatchMode):
         rounding (`int`): Every storage counts as a multiple of so many bytes: 512 in torch's CUDA allocator, 1 on a CPU.
         masked_rows (`Callable[[torch.Size], int] | None`): How many elements of a boolean mask of this shape are true
             (what fake tensors cannot know). `None` follows real tensors.
+        workspace (`int`, *optional*, defaults to 0): Bytes that a thread's first matrix product asks torch's allocator for
+            and keeps: cuBLAS's workspace. Forward and backward passes run in two threads on CUDA.
     """
 
-    def __init__(self, rounding: int, masked_rows: Callable[[torch.Size], int] | None):
+    def __init__(self, rounding: int, masked_rows: Callable[[torch.Size], int] | None, workspace: int = 0):
         super().__init__()
-        self.rounding, self.masked_rows = rounding, masked_rows
+        self.rounding, self.masked_rows, self.workspace = rounding, masked_rows, workspace
+        self._workspaces: dict[bool, torch.Tensor] = {}  # of the backward thread, of the other one
         self.group_size = 1  # equal rows that `unique` finds
         self.boolean = False  # what a fake condition is
         self.live = self.event = 0
@@ -94,6 +106,11 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.workspace and func in MATRIX_PRODUCTS and not self._paused:
+            backward = torch._C._current_graph_task_id() != -1
+            if backward not in self._workspaces:
+                self._workspaces[backward] = torch.empty(self.workspace, dtype=torch.uint8)
+                self.follow(self._workspaces[backward], "cuBLAS's workspace", "temporaries")
         result = self._stand_in(func, args, kwargs) if self.masked_rows is not None else NotImplemented
         if result is NotImplemented:
             result = func(*args, **kwargs)
@@ -439,14 +456,16 @@ def fake_stand_ins() -> Iterator[None]:
 
 
 class _Steady(TrainerCallback):
-    """Makes the first step a steady one, whose optimizer has its states, and notes what is a gradient and a state."""
+    """Makes the first step on fakes a steady one, whose optimizer has its states; notes what is a gradient and a state."""
 
     trainer: Any = None
 
-    def __init__(self, tracker: Tracker, during: Callable[[str], contextlib.AbstractContextManager]):
-        self.tracker, self.during = tracker, during
+    def __init__(self, tracker: Tracker, during: Callable[[str], contextlib.AbstractContextManager], fake: bool):
+        self.tracker, self.during, self.fake = tracker, during, fake
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if not self.fake:  # the first of two real steps makes the states
+            return
         trainer = self.trainer
         with self.during("optimizer"):
             for parameter in trainer.model.parameters():
@@ -497,9 +516,12 @@ def dry_run(
     cuda: bool = True,
     device: torch.device | None = None,
     meter: Callable[[str], contextlib.AbstractContextManager] | None = None,
+    workspace: int = 0,
 ) -> DryRun:
     """
     One steady step of a recipe, with every prompt and completion of the greatest length.
+
+    On fake tensors that is the first step, with an optimizer that has its states already; on real ones it is the second.
 
     Args:
         recipe: As `load_recipe` gives it.
@@ -509,6 +531,7 @@ def dry_run(
         cuda: Whether to allocate as CUDA does (of a prediction).
         device: Where real tensors are.
         meter: Called with the phase, a context manager around it (of a measurement).
+        workspace: Bytes of cuBLAS's workspace for a thread (of a prediction for CUDA).
 
     Returns:
         `DryRun`: empty but for what `meter` notes itself when not `fake`.
@@ -523,10 +546,13 @@ def dry_run(
             return shape[0] * length  # the labelled positions of a micro-batch
         return math.prod(shape)
 
-    tracker = Tracker(512 if cuda else 1, masked_rows if fake else None)
+    tracker = Tracker(512 if cuda else 1, masked_rows if fake else None, workspace if fake and cuda else 0)
     tracker.group_size = args.num_generations
     dtype = _dtype(recipe, config)
     _quiet(args)
+    args.max_steps = 1 if fake else 2
+    adapter = models.resolve_name(recipe.model.model_name_or_path or "")
+    adapter = adapter if models.adapter_base(adapter) else None
     meter = meter or (lambda phase: contextlib.nullcontext())
 
     @contextlib.contextmanager
@@ -552,21 +578,27 @@ def dry_run(
                 model = build_model(recipe, config, dtype, device)
             for tensor in itertools.chain(model.parameters(), model.buffers(), quantization_tensors(model)):
                 tracker.follow(tensor, "load", "weights")
-            if fake and recipe.model.load_in_4bit:  # weights are quantized one after the other
-                largest = max(p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state"))
-                tracker.follow(torch.empty(largest, dtype=dtype), "a weight before it is quantized", "temporaries")
+            if fake and recipe.model.load_in_4bit:
+                _follow_a_4bit_load(tracker, model, dtype)
+            saved_weights = {}
+            if adapter is not None:
+                model = _with_adapter(model, adapter)
+                saved_weights = {p: p.data for p in model.parameters() if p.requires_grad}
             stack.enter_context(_reference_from(recipe, config, dtype, device))
-            callback = _Steady(tracker, during)
+            callback = _Steady(tracker, during, fake)
             trainer = GRPOMathTrainer(
                 model=model,
                 reward_funcs=alternating_reward,
                 args=args,
                 train_dataset=Dataset.from_list([{"prompt": "a"}] * rows),
                 processing_class=tokenizer,
-                peft_config=get_peft_config(recipe.model),
+                peft_config=None if adapter is not None else get_peft_config(recipe.model),
                 callbacks=[callback],
             )
-            if recipe.model.use_peft:
+            for parameter, values in saved_weights.items():  # as a run does it: TRL has rounded a QLoRA adapter
+                parameter.data = values.to(parameter.device)
+            saved_weights.clear()
+            if hasattr(trainer.model, "peft_config"):
                 models.float32_adapter(trainer.model)
         callback.trainer = trainer
         for name in (PrinterCallback, ProgressCallback):
@@ -587,6 +619,26 @@ def dry_run(
     return result
 
 
+def _follow_a_4bit_load(tracker: Tracker, model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """What a load has on the card for a while: one weight that is not quantized yet, and embeddings that move to the host."""
+    passing = [max(p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state"))]
+    passing += [module.weight.numel() for module in model.modules() if isinstance(module, models.HostEmbedding)]
+    held = []
+    for size, name in zip(
+        reversed(passing), ("embeddings on their way", "a weight before it is quantized"), strict=False
+    ):
+        with tracker.unseen():
+            held.append(torch.empty(size, dtype=dtype))
+        tracker.follow(held[-1], name, "temporaries")
+
+
+def _with_adapter(model: torch.nn.Module, folder: str) -> torch.nn.Module:
+    """The model with the adapter of a folder on it, to be trained further: its shape, with random weights."""
+    adapter = PeftConfig.from_pretrained(folder)
+    adapter.inference_mode = False
+    return get_peft_model(model, adapter)
+
+
 def _dtype(recipe: Recipe, config: Any) -> torch.dtype:
     name = recipe.model.dtype or "float32"
     if name == "auto":  # what the checkpoint was saved in
@@ -595,8 +647,8 @@ def _dtype(recipe: Recipe, config: Any) -> torch.dtype:
 
 
 def _quiet(args: Any) -> None:
-    """No files, no logs; one optimizer step; the savings off, since nothing is to be saved in the worst case."""
-    args.max_steps, args.save_strategy, args.report_to = 1, "no", []
+    """No files, no logs; the savings off, since nothing is to be saved in the worst case."""
+    args.save_strategy, args.report_to = "no", []
     args.disable_tqdm, args.logging_steps, args.logging_first_step = True, 1, False
     args.log_completions = args.push_to_hub = False
     args.resume_from_checkpoint = None
@@ -627,12 +679,17 @@ def _label_weights(tracker: Tracker, trainer: Any) -> None:
                 tracker.label(parameter, "adapter")
 
 
-def prompts_of(length: int, rows: int, group: int) -> list[list[int]]:
+def prompts_of(length: int, rows: int, group: int, vocabulary: int = 3) -> list[list[int]]:
     """
-    Token ids of prompts, the `group` rows of each alike: the first row of `length` tokens, the others of one less, so that
-    there is padding.
+    Token ids of prompts, the `group` rows of each alike and the prompts as different as the vocabulary's size lets them be:
+    the first row of `length` tokens, the others of one less, so that there is padding.
     """
-    return [[2 + row // group % 100] * (length if row == 0 else max(length - 1, 1)) for row in range(rows)]
+    words = vocabulary - 2  # without padding and end
+
+    def prompt(number: int, size: int) -> list[int]:
+        return [2 + number % words, *[2 + number // words % words] * (size - 1)]
+
+    return [prompt(row // group, length if row == 0 else max(length - 1, 1)) for row in range(rows)]
 
 
 def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: int, fake: bool) -> None:
@@ -663,23 +720,30 @@ def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: i
 
     count = itertools.count()
     args, group = trainer.args, trainer.num_generations
+    vocabulary = _vocabulary(trainer)
     # The first micro-batch, and one beside its gradients: where a new generation falls into the step, that one
     generate_every = args.steps_per_generation * args.num_iterations
     last = args.gradient_accumulation_steps - 1
     wanted = {0, generate_every if generate_every <= last else last}
 
     def two_steps(model, inputs, num_items_in_batch=None):
-        if next(count) not in wanted:  # the others would only repeat them
+        if next(count) % args.gradient_accumulation_steps not in wanted:  # the others would only repeat them
             trainer._step += 1
             return torch.zeros((), device=trainer.accelerator.device)
         with during("training"):
             return step(model, inputs, num_items_in_batch)
 
-    trainer._tokenize_prompts = lambda prompts: (prompts_of(prompt_length, len(prompts), group), None, {})
+    if fake:  # of one process it gives back what it gets, but reads the length from a tensor
+        trainer.accelerator.pad_across_processes = lambda tensor, **kwargs: tensor
+    trainer._tokenize_prompts = lambda prompts: (prompts_of(prompt_length, len(prompts), group, vocabulary), None, {})
     trainer._generate_single_turn, trainer._generate_and_score_completions = generate_full, score_all
     trainer.training_step = two_steps
     with tracker.during("training"):  # what lies between the phases
         trainer.train()
+
+
+def _vocabulary(trainer: Any) -> int:
+    return trainer.accelerator.unwrap_model(trainer.model).config.get_text_config().vocab_size
 
 
 @contextlib.contextmanager
@@ -733,12 +797,13 @@ def two_tokens(model: torch.nn.Module, tracker: Tracker, length: int) -> Iterato
 
 
 def _held_out(trainer: Any, tracker: Tracker, prompt_length: int, rows: int, fake: bool) -> None:
-    from grpo_math.evaluation import generate
+    from grpo_math.evaluation import generate, sampling_of
 
     policy = trainer.accelerator.unwrap_model(trainer.model)
     policy.eval()
     # As the greedy half of the measuring has it: every prompt once
-    ids, length, tracker.group_size = prompts_of(prompt_length, rows, 1), trainer.max_completion_length, 1
-    settings = dict(do_sample=True, max_new_tokens=length, eos_token_id=None)
+    ids, length = prompts_of(prompt_length, rows, 1, _vocabulary(trainer)), trainer.max_completion_length
+    tracker.group_size = 1
+    settings = {**sampling_of(trainer.args), "do_sample": True, "max_new_tokens": length, "eos_token_id": None}
     with two_tokens(policy, tracker, length) if fake else contextlib.nullcontext():
         generate(policy, trainer.processing_class, ids, rows, **settings)

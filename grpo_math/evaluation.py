@@ -159,6 +159,18 @@ def prompt_ids(
     return tokenizer(text=list(prompts))["input_ids"]
 
 
+def sampling_of(args: Any) -> dict[str, Any]:
+    """What TRL sets when it samples for training, so that the policy that is measured is the one that is trained."""
+    return {
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
+        **(args.generation_kwargs or {}),
+    }
+
+
 @torch.no_grad()
 def generate(
     model: Any,

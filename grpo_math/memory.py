@@ -1,8 +1,8 @@
 """How much GPU memory a recipe needs, before it is started: predicted on fake tensors, without a GPU, weights or downloads.
 
 [`predict`] runs the recipe's real step ([`grpo_math.dry_run`]) with every prompt and completion of the greatest length.
-What torch's allocator does not see (the CUDA context, cuBLAS's workspace) and what it loses to fragmentation comes on top:
-`total = 1.03 * peak + 0.7 GiB`, an assumption until it has been calibrated on a card.
+What torch's allocator does not see (the CUDA context, the libraries' kernels) and what it loses to fragmentation comes on
+top: `total = 1.03 * peak + 0.7 GiB`, an assumption until it has been calibrated on a card.
 
 >>> print(predict("recipes/gsm8k.yaml").total / GIB)
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import itertools
 import json
 import logging
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 GIB = 2**30
 OVERHEAD_FACTOR, OVERHEAD_BYTES = 1.03, int(0.7 * GIB)
 DEFAULT_VRAM = 8.0  # GiB
+# cuBLAS's workspace for a thread, as torch asks its allocator for it (aten/src/ATen/cuda/CublasHandlePool.cpp): before
+# Hopper, and from Hopper and Blackwell (RTX 50xx) on
+WORKSPACE_BYTES, WORKSPACE_BYTES_FROM_9 = 8320 * 1024, 32 * 2**20
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MOST_ROWS = 16384  # a step is prepared row by row; no single card takes as many
 PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
@@ -191,7 +195,13 @@ def model_config(recipe: Recipe) -> Any:
     if shape is not None and not Path(name).expanduser().exists():
         shape = dict(shape)
         return AutoConfig.for_model(shape.pop("model_type"), **shape)
-    return models.load_config(recipe.model, recipe.training.trust_remote_code)
+    try:
+        return models.load_config(recipe.model, recipe.training.trust_remote_code)
+    except models.ModelError as error:
+        near = difflib.get_close_matches(name, [*SHAPES, *(f"{known}-Instruct" for known in SHAPES)], n=1)
+        if not near:
+            raise
+        raise models.ModelError(f"{error} Its shape is known without the hub if you mean {near[0]}.") from error
 
 
 def longest_prompt(recipe: Recipe) -> tuple[int, str]:
@@ -234,7 +244,6 @@ def _planned(path: str | Path, overrides: Sequence[str]) -> Recipe:
         "use_vllm: true": args.use_vllm,
         "use_transformers_continuous_batching: true": args.use_transformers_continuous_batching,
         f"cache_implementation: {args.cache_implementation}": args.cache_implementation,
-        f"top_entropy_quantile: {args.top_entropy_quantile:g}": args.top_entropy_quantile < 1,
         "load_in_8bit: true": model.load_in_8bit,
         "use_dora: true with load_in_4bit: true": model.use_dora and model.load_in_4bit,
         f"attn_implementation: {model.attn_implementation}": model.attn_implementation not in (None, "sdpa", "eager"),
@@ -296,7 +305,7 @@ def _run(path: str | Path, recipe: Recipe, config: Any, prompt_length: int) -> D
     from grpo_math.models import ModelError
 
     try:
-        return dry_run(recipe, config, prompt_length)
+        return dry_run(recipe, config, prompt_length, workspace=cublas_workspace())
     except ModelError:
         raise
     except Exception as error:  # whatever TRL, transformers, peft or torch say to options that they do not take
@@ -387,12 +396,15 @@ def _with_micro_batch(args: Any, size: int) -> dict[str, Any]:
 
 def smaller(recipe: Recipe) -> list[Kind]:
     """The kinds of changes that apply to a recipe, what costs least first."""
+    from grpo_math import models
+
     args, model, task = recipe.training, recipe.model, recipe.task
     optimizer = getattr(args.optim, "value", str(args.optim))
     micro, parts, group = args.per_device_train_batch_size, args.steps_per_generation, args.num_generations
     heldout = task.heldout_batch_size if task.heldout_size else 0
     step = set(PHASES) - {"load"}
     tokens = step - {"optimizer"}
+    adapter = model.use_peft or models.adapter_base(models.resolve_name(model.model_name_or_path or "")) is not None
     lora = {"use_peft": True, "dtype": "bfloat16", "learning_rate": 2e-5, "optim": "adamw_torch"}
     quantized = {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4"}
 
@@ -423,13 +435,13 @@ def smaller(recipe: Recipe) -> list[Kind]:
         Kind(
             "optimizer states of 8 bits",
             step,
-            [{"optim": "adamw_8bit"}] if not model.use_peft and optimizer in TORCH_ADAMW else [],
+            [{"optim": "adamw_8bit"}] if not adapter and optimizer in TORCH_ADAMW else [],
         ),
         Kind(
             "optimizer states of 8 bits that may move to the host",
             step,
             [{"optim": "paged_adamw_8bit"}]
-            if not model.use_peft and optimizer in (*TORCH_ADAMW, "adamw_8bit", "adamw_bnb_8bit")
+            if not adapter and optimizer in (*TORCH_ADAMW, "adamw_8bit", "adamw_bnb_8bit")
             else [],
         ),
         Kind(
@@ -437,11 +449,13 @@ def smaller(recipe: Recipe) -> list[Kind]:
             tokens,
             [{"max_completion_length": size} for size in halves(args.max_completion_length) if size >= 64],
         ),
-        Kind("an adapter is trained, not the weights (LoRA)", set(PHASES), [] if model.use_peft else [lora]),
+        Kind("an adapter is trained, not the weights (LoRA)", set(PHASES), [] if adapter else [lora]),
         Kind(
             "a frozen base of 4 bits (QLoRA)",
             set(PHASES),
-            [] if model.load_in_4bit else [{**({} if model.use_peft else lora), **quantized}],
+            []
+            if model.load_in_4bit or models.is_gguf(model.model_name_or_path or "")
+            else [{**({} if adapter else lora), **quantized}],
         ),
     ]
     return [kind for kind in kinds if kind.levels]
@@ -529,8 +543,8 @@ def solve(
 ) -> tuple[Suggestion | None, Suggestion | None]:
     """
     The largest micro-batch with the recipe's completion length, and the longest completion with its micro-batch, that
-    fit into `vram` GiB (completions in steps of 16 tokens): `None` where not even the smallest does. Rows of an optimizer
-    step stay as many.
+    fit into `vram` GiB (completions in steps of 16 tokens, in a short context of one): `None` where not even the
+    smallest does. Rows of an optimizer step stay as many.
     """
     from grpo_math.models import context_length
 
@@ -540,7 +554,9 @@ def solve(
     per_generation = args.steps_per_generation * args.per_device_train_batch_size
     sizes = [n for n in range(1, rows + 1) if rows % n == 0 and per_generation % n == 0]
     limit = context_length(model_config(recipe)) or 4096
-    lengths = range(16, min(limit - prompt_length, 8192) + 1, 16)
+    longest = min(limit - prompt_length, 8192)
+    step = 16 if longest > 256 else 1
+    lengths = range(step, longest + 1, step)
 
     def largest(values: Sequence[int], overrides: Callable[[int], dict], cost: str) -> Suggestion | None:
         best, low, high = None, 0, len(values) - 1
@@ -555,10 +571,13 @@ def solve(
                 high = middle - 1
         return best
 
-    return (
-        largest(sizes, lambda n: _with_micro_batch(args, n), "largest micro-batch"),
-        largest(lengths, lambda n: {"max_completion_length": n}, "longest completion"),
-    )
+    micro = largest(sizes, lambda n: _with_micro_batch(args, n), "largest micro-batch")
+    length = largest(lengths, lambda n: {"max_completion_length": n}, "longest completion")
+    if micro and micro.changes["per_device_train_batch_size"] == sizes[-1]:
+        micro.cost += " (all rows of an optimizer step or a generation: the memory has room for more)"
+    if length and length.changes["max_completion_length"] == lengths[-1]:
+        length.cost += f" (the end of the model's context of {limit} tokens, or of what is tried: not the memory's)"
+    return micro, length
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -572,23 +591,52 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text or "ALLOC_FAILED" in text
 
 
+def cublas_workspace() -> int:
+    """Bytes of cuBLAS's workspace for a thread on the CUDA device; the larger one where there is no device to ask."""
+    import torch
+
+    known = torch.cuda.is_available()
+    return WORKSPACE_BYTES if known and torch.cuda.get_device_capability()[0] < 9 else WORKSPACE_BYTES_FROM_9
+
+
 def available_vram() -> tuple[float, str]:
     """GiB that the CUDA device has free, and its name; 8 where there is none."""
     import torch
 
     if not torch.cuda.is_available():
         return DEFAULT_VRAM, "no CUDA device here; --vram GIB for another size"
-    free, _ = torch.cuda.mem_get_info()
-    return free / GIB, f"free on {torch.cuda.get_device_name()}"
+    device = torch.cuda.get_device_properties(0)
+    try:
+        # torch's own way to ask makes a CUDA context, which would count as taken and again as needed
+        command = ["nvidia-smi", f"--id=GPU-{device.uuid}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        free = min(int(done.stdout.split()[0]) * 2**20, device.total_memory)
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
+        logger.info("nvidia-smi could not be asked: %s", error)
+        free, _ = torch.cuda.mem_get_info()
+    return free / GIB, f"free on {device.name}"
+
+
+def room_of_this_process() -> float:
+    """
+    GiB on the CUDA device for a run in the place of this one, to compare with [`Prediction.total`]: what torch's allocator
+    holds or may still take, within this process's share of the device, and what lies outside of it already.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    share = torch.cuda.get_per_process_memory_fraction() * total
+    return (min(free + torch.cuda.memory_reserved(), share) + OVERHEAD_BYTES) / GIB
 
 
 def measure(
     path: str | Path, argv: Sequence[str], prompt_length: int, cap: float | None = None, changes: dict | None = None
 ) -> dict:
     """
-    Runs the real step in a process of its own, with random weights and completions of full length, and returns
-    `{"device", "peaks", "reserved", "out_of_memory"}`: bytes at the peak of each phase as torch's allocator counts them
-    (`out_of_memory` names the phase in which the memory ran out, else `null`).
+    Runs two real steps in a process of its own, with random weights and completions of full length, and returns
+    `{"device", "peaks", "predicted", "reserved", "out_of_memory"}`: bytes at the peak of each phase as torch's allocator
+    counts them (`out_of_memory` names the phase in which the memory ran out, else `null`). Without a CUDA device they run
+    on the CPU, whose LM head and optimizers allocate otherwise; `predicted` is then the prediction for that, else `null`.
 
     Args:
         cap: GiB that the process may take of a CUDA device.
@@ -621,9 +669,11 @@ def _measure_here(job: dict) -> dict:
     device = recipe.training.device
     peaks: dict[str, int] = {}
     phases: list[str] = []
-    result = {"device": "cpu", "peaks": peaks, "reserved": None, "out_of_memory": None}
+    result = {"device": "cpu", "peaks": peaks, "predicted": None, "reserved": None, "out_of_memory": None}
     if device.type != "cuda":
-        return {**result, "peaks": profiled_peaks(recipe, model_config(recipe), job["prompt_length"])}
+        config, length = model_config(recipe), job["prompt_length"]
+        predicted = dry_run(recipe, config, length, cuda=False)
+        return {**result, "peaks": profiled_peaks(recipe, config, length), "predicted": predicted.peaks}
     if job["cap"]:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(job["cap"] * GIB / total, 1.0), device)
@@ -676,13 +726,20 @@ def profiled_peaks(recipe: Recipe, config: Any, prompt_length: int) -> dict[str,
         total += size
         times.append(start)
         live.append(total)
+    spans = [
+        (e.start_ns(), e.start_ns() + e.duration_ns(), e.name().removeprefix("phase:"))
+        for e in events
+        if e.name().startswith("phase:")
+    ]
+    inside: list[str | None] = [None] * len(times)  # the innermost phase of each allocation
     peaks: dict[str, int] = {}
-    for event in events:
-        if event.name().startswith("phase:"):
-            first = bisect.bisect_left(times, event.start_ns())
-            last = bisect.bisect_right(times, event.start_ns() + event.duration_ns())
-            name = event.name().removeprefix("phase:")
-            peaks[name] = max(peaks.get(name, 0), *live[max(first - 1, 0) : last], 0)
+    for start, end, name in sorted(spans, key=lambda span: (span[0], -span[1])):
+        first, last = bisect.bisect_left(times, start), bisect.bisect_right(times, end)
+        inside[first:last] = [name] * (last - first)
+        peaks[name] = max(peaks.get(name, 0), live[first - 1] if first else 0)
+    for name, size in zip(inside, live, strict=True):
+        if name is not None:
+            peaks[name] = max(peaks[name], size)
     return peaks
 
 
@@ -694,24 +751,47 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f}"
 
 
-def show(console: Any, path: str | Path, prediction: Prediction, vram: float, source: str) -> None:
-    """Prints the table of a prediction and its verdict."""
+def _unit(size: int) -> tuple[str, int]:
+    """The unit in which figures of about this many bytes are readable, and its bytes."""
+    return ("GiB", GIB) if size >= GIB / 2 else ("MiB", 2**20)
+
+
+def _table(title: str, columns: Sequence[str]) -> Any:
+    from rich import box
     from rich.table import Table
 
-    categories = prediction.parts[prediction.phase]
-    shown = [c for c in categories if any(parts[c] for parts in prediction.parts.values())]
-    table = Table(
-        title=f"{Path(path).name}: {prediction.model}, predicted peak of each phase, GiB", title_justify="left"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
+def show(console: Any, path: str | Path, prediction: Prediction, vram: float, source: str) -> None:
+    """Prints the table of a prediction, the operations at its peaks and its verdict."""
+    unit, divisor = _unit(prediction.peak)
+    table = _table(
+        f"{Path(path).name}: {prediction.model}, predicted peak of each phase, {unit}", ["", *prediction.peaks]
     )
-    for column in ("phase", *shown, "peak", "at"):
-        table.add_column(column, justify="left" if column in ("phase", "at") else "right")
-    for phase, peak in prediction.peaks.items():
-        mark = "bold" if phase == prediction.phase else None
-        cells = [gib(prediction.parts[phase][c]) for c in shown]
-        table.add_row(phase, *cells, gib(peak), prediction.ops[phase], style=mark)
+
+    def row(name: str, sizes: Sequence[int], style: str | None = None) -> None:
+        cells = [f"{size / divisor:.2f}" for size in sizes]
+        cells = [
+            f"[bold]{cell}[/bold]" if phase == prediction.phase else cell
+            for phase, cell in zip(prediction.peaks, cells, strict=True)
+        ]
+        table.add_row(name, *cells, style=style)
+
+    for category in prediction.parts[prediction.phase]:
+        sizes = [parts[category] for parts in prediction.parts.values()]
+        if any(sizes):
+            row(category, sizes)
+    table.add_section()
+    row("peak", list(prediction.peaks.values()), "bold")
     console.print(table)
+    for phase, op in prediction.ops.items():
+        console.print(f"{phase} is highest at: {op}")
     console.print(
-        f"Longest prompt {prediction.prompt_length} tokens ({prediction.prompt_source}); every completion of full length, "
+        f"\nLongest prompt {prediction.prompt_length} tokens ({prediction.prompt_source}); every completion of full length, "
         "no group dead."
     )
     if prediction.paged:
@@ -721,36 +801,42 @@ def show(console: Any, path: str | Path, prediction: Prediction, vram: float, so
         )
     verdict = "fits" if prediction.fits(vram) else "does not fit"
     console.print(
-        f"{gib(prediction.peak)} GiB at the peak ({prediction.phase}) x {OVERHEAD_FACTOR} for fragmentation + "
-        f"{gib(OVERHEAD_BYTES)} for the CUDA context and workspaces = [bold]{gib(prediction.total)} GiB: {verdict}[/bold] in "
-        f"{vram:.2f} GiB ({source})."
+        f"{prediction.peak / divisor:.2f} {unit} at the peak ({prediction.phase}) x {OVERHEAD_FACTOR} for fragmentation + "
+        f"{gib(OVERHEAD_BYTES)} GiB for the CUDA context and libraries = [bold]{gib(prediction.total)} GiB: {verdict}[/bold] "
+        f"in {vram:.2f} GiB ({source})."
     )
 
 
 def show_suggestions(console: Any, title: str, suggestions: Sequence[Suggestion]) -> None:
-    """Prints changes with their predictions."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in ("overrides", "needs, GiB", "peak in", "what it costs"):
-        table.add_column(column, justify="right" if column.startswith("needs") else "left", overflow="fold")
+    """Prints changes with their predictions, the overrides on a line of their own, to be copied."""
+    console.print(f"\n[bold]{title}[/bold]")
     for tried in suggestions:
-        words = " ".join(as_arguments(tried.changes))
-        table.add_row(words, gib(tried.prediction.total), tried.prediction.phase, tried.cost)
-    console.print(table)
+        console.print(f"{gib(tried.prediction.total):>7} GiB, most of it in {tried.prediction.phase}: {tried.cost}")
+        console.print(f"            {' '.join(as_arguments(tried.changes))}")
+
+
+def show_nothing_fits(console: Any, vram: float) -> None:
+    """Prints that no change was found with which the recipe fits."""
+    if vram * GIB <= OVERHEAD_BYTES:
+        console.print(
+            f"No recipe fits into {vram:.2f} GiB: the CUDA context and libraries alone count {gib(OVERHEAD_BYTES)} GiB."
+        )
+    else:
+        console.print(f"Nothing that was tried fits into {vram:.2f} GiB: use a smaller model.")
 
 
 def show_measured(console: Any, prediction: Prediction, measured: dict) -> None:
-    """Prints predicted beside measured peaks."""
-    from rich.table import Table
-
-    table = Table(title=f"Predicted and measured on {measured['device']}, GiB", title_justify="left")
-    for column in ("phase", "predicted", "measured", "predicted / measured"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
-    for phase, peak in prediction.peaks.items():
+    """Prints predicted beside measured peaks; of a measurement on the CPU with what is predicted for a CPU."""
+    predicted = measured["predicted"] or prediction.peaks
+    unit, divisor = _unit(max(predicted.values()))
+    on_cpu = ", with what is predicted for a CPU" if measured["predicted"] else ""
+    table = _table(
+        f"Measured on {measured['device']}{on_cpu}, {unit}", ["", "predicted", "measured", "predicted / measured"]
+    )
+    for phase, peak in predicted.items():
         real = measured["peaks"].get(phase)
-        cells = (gib(real), f"{peak / real:.3f}") if real else ("-", "-")
-        table.add_row(phase, gib(peak), *cells)
+        cells = (f"{real / divisor:.2f}", f"{peak / real:.3f}") if real else ("-", "-")
+        table.add_row(phase, f"{peak / divisor:.2f}", *cells)
     console.print(table)
     if measured["out_of_memory"]:
         console.print(f"The memory ran out in the phase {measured['out_of_memory']}.")

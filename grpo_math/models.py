@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,19 +189,42 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
     if quantization is not None:
         kwargs["quantization_config"] = quantization
     try:
-        model = create_model_from_path(
-            source,
-            revision=model_args.model_revision,
-            attn_implementation=model_args.attn_implementation,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            **kwargs,
-        )
+        with _out_of_memory_said():
+            model = create_model_from_path(
+                source,
+                revision=model_args.model_revision,
+                attn_implementation=model_args.attn_implementation,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                **kwargs,
+            )
     except (OSError, ValueError) as error:
         raise ModelError(_not_found(name, error)) from error
     if model_args.load_in_4bit:
         keep_4bit_trainable(model)
     return model
+
+
+@contextlib.contextmanager
+def _out_of_memory_said() -> Iterator[None]:
+    """Raises out of memory as such where transformers only reports it: while it quantizes the weights that it loads."""
+    reports: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            reports.append(record.getMessage())
+
+    transformers_logger, keep = logging.getLogger("transformers"), Keep(logging.WARNING)
+    transformers_logger.addHandler(keep)
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line.strip() for line in "\n".join(reports).splitlines() if "out of memory" in line]
+        if lines and not isinstance(error, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(lines[-1]) from error
+        raise
+    finally:
+        transformers_logger.removeHandler(keep)
 
 
 def keep_4bit_trainable(model: PreTrainedModel) -> None:
@@ -279,11 +305,16 @@ def embeddings_to_host(model: PreTrainedModel) -> None:
     same; where they take up much of a card (Qwen2.5-7B: 1.0 GiB) that is memory for nothing.
 
     Raises:
-        ModelError: when the table is also the LM head (tied), which needs it on the card.
+        ModelError: when the table is also the LM head (tied), which needs it on the card, or an adapter trains it.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, HostEmbedding):
         return
+    if not isinstance(embedding, torch.nn.Embedding):
+        raise ModelError(
+            f"embeddings_on_host: true: the adapter trains the input embeddings too (they are a {type(embedding).__name__}), "
+            "which needs them on the card. Set embeddings_on_host: false."
+        )
     if head is not None and head.weight is embedding.weight:
         raise ModelError(
             f"embeddings_on_host: true and {model.config._name_or_path or model.config.model_type}: its embeddings are also "

@@ -29,7 +29,7 @@ from trl import get_peft_config
 from trl.models import unwrap_model_for_generation
 
 from grpo_math import memory, models, report
-from grpo_math.evaluation import Accuracy, measure, prompt_ids
+from grpo_math.evaluation import Accuracy, measure, prompt_ids, sampling_of
 from grpo_math.recipe import Recipe, RecipeError, dump
 from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
 from grpo_math.tasks.base import PLAIN_STOP
@@ -161,15 +161,6 @@ class Prepared:
         task, args, trainer = self.recipe.task, self.recipe.training, self.trainer
         if not self.problems.heldout:
             return None
-        # What TRL sets when it samples for training, so that the policy that is measured is the one that is trained.
-        sampling = {
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "top_k": args.top_k,
-            "min_p": args.min_p,
-            "repetition_penalty": args.repetition_penalty,
-            **(args.generation_kwargs or {}),
-        }
         with unwrap_model_for_generation(
             trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
         ) as model:
@@ -183,7 +174,7 @@ class Prepared:
                 batch_size=task.heldout_batch_size,
                 seed=task.task_seed,
                 max_new_tokens=args.max_completion_length,
-                sampling={**sampling, "eos_token_id": trainer.eos_token_ids},
+                sampling={**sampling_of(args), "eos_token_id": trainer.eos_token_ids},
                 chat_template_kwargs=args.chat_template_kwargs,
                 stop_strings=[PLAIN_STOP] if task.prompt_style == "plain" else [],
                 process=(trainer.accelerator.process_index, trainer.accelerator.num_processes),
@@ -400,8 +391,7 @@ def _say_what_fits(console: Console, recipe_file: Path, resume: str, longest_pro
     # In a process of its own, on the CPU: this one still holds the card and has accelerate set up for it
     vram = []
     if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        vram = ["--vram", f"{(free + torch.cuda.memory_reserved()) / memory.GIB:.2f}"]
+        vram = ["--vram", f"{memory.room_of_this_process():.2f}"]
     console.print("Predicting what this recipe needs and what would fit ...")
     command = [sys.executable, "-m", "grpo_math", "memory", str(recipe_file), "--json"]
     if longest_prompt is not None:

@@ -351,6 +351,14 @@ class GRPOMathTrainer(GRPOTrainer):
                 "embeddings_on_host=True and full fine-tuning contradict each other: embeddings that are trained are needed "
                 "on the card. Pass a peft_config (use_peft: true), or set embeddings_on_host=False."
             )
+        embedding = model.get_input_embeddings()
+        name = next(name for name, module in model.named_modules() if module is embedding).rpartition(".")[2]
+        for option in ("modules_to_save", "target_modules", "trainable_token_indices"):
+            if name in (getattr(peft_config, option, None) or ()):
+                raise ValueError(
+                    f"embeddings_on_host=True and {option} of the peft_config, which names {name}, contradict each other: "
+                    f"embeddings that are trained are needed on the card. Take {name} out, or set embeddings_on_host=False."
+                )
         models.embeddings_to_host(model)
 
     def _refuse_savings_that_cannot_act(self, args):

@@ -302,3 +302,20 @@ def test_the_reference_of_a_saved_adapter_is_that_adapter(prepared, recipe, tmp_
     policy, reference = "adapter_model.safetensors", "ref/adapter_model.safetensors"
     assert same(load_file(tmp_path / "resumed" / policy), load_file(tmp_path / "on" / policy))
     assert same(load_file(tmp_path / "resumed" / reference), load_file(tmp_path / "first" / policy))
+
+
+def test_a_card_that_fills_up_while_weights_are_quantized_is_out_of_memory(recipe, monkeypatch):
+    """transformers reports what goes wrong there, and raises an error of its own that does not say what it was."""
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+
+    def convert(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Bnb4bitQuantize, "convert", convert)
+    made = recipe("out", **QLORA)
+    with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 2\.00 GiB"):
+        models.load_model(made.model, made.model.dtype)
+    monkeypatch.setattr(Bnb4bitQuantize, "convert", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(RuntimeError, match="conversion of the weights") as raised:
+        models.load_model(made.model, made.model.dtype)
+    assert not isinstance(raised.value, torch.OutOfMemoryError)
