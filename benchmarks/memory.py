@@ -2,7 +2,7 @@
 
 The comparison runs small shapes for real (weights, bitsandbytes' quantization and optimizers included) and follows the
 profiler's record of every allocation; the prediction runs the same step on fake tensors with the CUDA stand-ins off.
-`--recipes` and `--cpu` run one half. The comparison on a GPU is `python -m benchmarks gpu`.
+`--recipes` and `--cpu` run one half and only print it. The comparison on a GPU is `python -m benchmarks gpu`.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
         text += [
             "GiB at the peak of each phase as torch's allocator counts them, every prompt and completion of the greatest "
             f"length. All told = {memory.OVERHEAD_FACTOR} x the highest peak + {memory.gib(memory.OVERHEAD_BYTES)}: "
-            "fragmentation, CUDA context and workspaces, not calibrated on a card yet."
+            "fragmentation, CUDA context and libraries, not calibrated on a card yet."
         ]
     if both or asked.cpu:
         with tempfile.TemporaryDirectory() as temporary:
@@ -131,5 +131,8 @@ def main(argv: list[str]) -> int:
         text += ["", "## Predicted and profiled on a CPU", "", cpu_table(compared), ""]
         shape = json.dumps({name: SHAPE[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")})
         text += [f"Qwen2 of a small shape ({shape}), 4 x ({PROMPT_LENGTH} + 24) tokens a micro-batch."]
-    common.save("memory" if both else "memory_part", "\n".join(text), data)
+    if both:
+        common.save("memory", "\n".join(text), data)
+    else:  # the stored results hold both halves
+        print("\n".join(text))
     return 0
