@@ -179,6 +179,16 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
     assert b"frac_reward_zero_std" in stored.read_bytes()
 
 
+def no_wandb_login(tmp_path, monkeypatch):
+    """A machine on which nobody has logged in to wandb."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb"))
+    wandb.teardown()  # it reads the environment once a process
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +208,10 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
         (["--model_name_or_path", "no/such"], "neither a local folder nor reachable"),
         (["--heldout_size", "100000"], "found only"),
         (["--model_name_or_path", "model.gguf", "--beta", "0.1"], "needs use_peft: true"),
+        (["--train_size", "7"], "7 training rows (train_size: 7), but a generation takes 8 prompts"),
+        (["--model_name_or_path", str(ROOT)], f"the folder {ROOT} is there, but has no config.json"),
+        (["--report_to", "wandb"], "report_to: wandb: there is no login"),
+        (["--report_to", "comet_ml"], "report_to: comet_ml: CometCallback requires comet-ml"),
     ],
 )
 def test_bad_input_is_one_clear_line_before_the_model_loads(
@@ -207,6 +221,7 @@ def test_bad_input_is_one_clear_line_before_the_model_loads(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("grpo_math.models.load_model", no_model)
+    no_wandb_login(tmp_path, monkeypatch)
     assert run(tiny_recipe, tmp_path / "out", *overrides) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -231,6 +246,56 @@ def test_a_second_run_keeps_the_first(tiny_recipe, tmp_path, short, capsys):
     assert (tmp_path / "earlier-1" / "metrics.jsonl").read_text() == first
     assert (tmp_path / "earlier-1" / "model.safetensors").exists()
     assert "earlier-1" in capsys.readouterr().out
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("failing", ["_before", "_generate_single_turn"])
+def test_a_run_that_fails_before_its_first_step_leaves_the_earlier_one_alone(
+    tiny_recipe, tmp_path, short, monkeypatch, failing
+):
+    from grpo_math import run as module
+
+    def fail(*args, **kwargs):
+        raise Stop
+
+    assert run(tiny_recipe, tmp_path, *short) == 0
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(module if failing == "_before" else module.GRPOMathTrainer, failing, fail)
+    with pytest.raises(Stop):
+        run(tiny_recipe, tmp_path, *short, "--seed", "5")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == left
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--use_peft", "--lora_target_modules", "q_prj", "v_proj"], "has no module 'q_prj'; did you mean q_proj?"),
+        (["--use_peft", "--lora_target_modules", ".*nosuch"], "has no module '.*nosuch'"),
+        (["--share_prefill", "true", "--cache_implementation", "static"], "share_prefill=True cannot act here"),
+    ],
+)
+def test_what_only_the_model_can_refuse_is_one_line_from_the_command_line(
+    tiny_recipe, tmp_path, short, capsys, overrides, says
+):
+    assert run(tiny_recipe, tmp_path / "out", *short, *overrides) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("grpo-math: error: command line: ")
+    assert says in error
+
+
+def test_a_tokenizer_that_cannot_write_the_stop_mark_runs_and_says_that_it_cannot_read(
+    tmp_path, gsm8k_folder, short, capsys
+):
+    code = run(
+        ROOT / "recipes" / "report_gsm8k.yaml", tmp_path / "out", *short, "--optim", "adamw_torch",
+        "--model_name_or_path", "builtin/countdown-tiny", "--dataset_path", str(gsm8k_folder),
+        "--max_completion_length", "4",
+    )  # fmt: skip
+    assert code == 0
+    assert "of the prompts' words: this model cannot read the task" in capsys.readouterr().out
 
 
 def test_commands_explain_themselves(capsys):
@@ -293,6 +358,37 @@ def test_out_of_memory_leaves_a_checkpoint_and_says_what_fits(tiny_recipe, tmp_p
         run(tiny_recipe, tmp_path, "--max_steps", "6", "--heldout_size", "0", "--resume_from_checkpoint", "true") == 0
     )
     assert json.loads((tmp_path / "summary.json").read_text())["resumed_at"] == 3
+
+
+def test_out_of_memory_right_after_a_resume_names_the_checkpoint(tiny_recipe, tmp_path, capsys, monkeypatch):
+    from grpo_math import run as module
+
+    asked = []
+    monkeypatch.setattr(
+        module.subprocess,
+        "run",
+        lambda command, **kwargs: asked.append(command) or subprocess.CompletedProcess(command, 1, "", "no answer"),
+    )
+    words = ["--max_steps", "2", "--save_steps", "1", "--heldout_size", "2", "--learning_rate", "1e-4"]
+    assert run(tiny_recipe, tmp_path, *words) == 0
+    (tmp_path / "checkpoint-2").rename(tmp_path / "gone")
+
+    def measure(*args, **kwargs):
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "measure", measure)
+    (tmp_path / "heldout_before.json").unlink()
+    assert run(tiny_recipe, tmp_path, *words, "--resume_from_checkpoint", "true") == 1
+    said = capsys.readouterr().err
+    assert "in the phase held-out" in said
+    assert f"{tmp_path / 'checkpoint-1'} still holds the run" in said
+    assert f"accelerate launch {tiny_recipe} " in said
+    assert "--learning_rate 0.0001" in said
+    assert said.count("--resume_from_checkpoint true") == 1
+    assert "--learning_rate" in asked[0]
+    assert "--resume_from_checkpoint" not in asked[0]
 
 
 @pytest.mark.slow
