@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import GSM8K_ROWS, ROOT
 
-from grpo_math import cli, report
+from grpo_math import cli, models, report
 from grpo_math.recipe import read_yaml
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
@@ -198,7 +198,7 @@ def no_wandb_login(tmp_path, monkeypatch):
         (["--loss_type", "dpao"], "did you mean dapo"),
         (["--num_generations", "3"], "divisible by num_generations (3)"),
         (["--rewards", "accuracy"], "'accuracy' is not known"),
-        (["--task", "gsm9k"], "'gsm9k' is not known"),
+        (["--task", "gsm9k"], "'gsm9k' is not known; did you mean gsm8k? (choices: gsm8k, countdown)"),
         (["--reward_weights", "1", "2"], "reward_weights has 2 numbers for 1 rewards"),
         (["--dataset_path", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--max_completion_length", "60"], "exceed the context of 64 tokens"),
@@ -206,7 +206,14 @@ def no_wandb_login(tmp_path, monkeypatch):
         (["--resume_from_checkpoint", "true"], "holds no checkpoint"),
         (["--resume_from_checkpoint", "nowhere"], "there is no folder nowhere"),
         (["--model_name_or_path", "no/such"], "neither a local folder nor reachable"),
-        (["--heldout_size", "100000"], "found only"),
+        (["--heldout_size", "100000"], "more than there are different problems (at most 7650"),
+        (["--train_size", "100000000"], "train_size: 100000000 generated problems are too many"),
+        (["--countdown_min", "60"], "countdown_min: 60 is above countdown_max: 50"),
+        (["--countdown_target_max", "-1"], "countdown_target_min: 0 is above countdown_target_max: -1"),
+        (["--countdown_operands", "5"], "countdown_operands: [5] must each be 2, 3 or 4"),
+        (["--countdown_operators", "+%"], "countdown_operators: '+%' may hold only '+-*/'"),
+        (["--rewards", "countdown_acuracy"], "did you mean countdown_accuracy?"),
+        (["--rewards", "grpo_math.rewards.COUNTDOWN_FORMS"], "not a function"),
         (["--model_name_or_path", "model.gguf", "--beta", "0.1"], "needs use_peft: true"),
         (["--train_size", "7"], "7 training rows (train_size: 7), but a generation takes 8 prompts"),
         (["--model_name_or_path", str(ROOT)], f"the folder {ROOT} is there, but has no config.json"),
@@ -222,6 +229,8 @@ def test_bad_input_is_one_clear_line_before_the_model_loads(
 
     monkeypatch.setattr("grpo_math.models.load_model", no_model)
     no_wandb_login(tmp_path, monkeypatch)
+    models.tiny_model_folder()
+    capsys.readouterr()  # what making the tiny model has printed
     assert run(tiny_recipe, tmp_path / "out", *overrides) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -304,7 +313,31 @@ def test_commands_explain_themselves(capsys):
     assert cli.main(["trian"]) == 2
     assert cli.main(["fields", "num_generations_eval"]) == 0
     assert "num_generations_eval: int | None   (GRPOMathConfig)" in capsys.readouterr().out
+    assert cli.main(["fields", "learning_rat_"]) == 2
+    assert "no field has 'learning_rat_' in its name or help; did you mean learning_rate?" in capsys.readouterr().err
     assert cli.main(["report", os.devnull]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("train", ["grpo-math train RECIPE", "--resume_from_checkpoint", "130"]),
+        ("eval", ["grpo-math eval RECIPE", "--model_name_or_path FOLDER", "heldout_size"]),
+        (
+            "memory",
+            ["--vram GIB", "--prompt_length TOKENS", "--solve", "--measure", "--json", "0 it fits", "1 it does not"],
+        ),
+        ("report", ["grpo-math report FOLDER", "reward_curve.png"]),
+        ("fields", ["grpo-math fields [TEXT]"]),
+    ],
+)
+def test_each_command_explains_its_options(capsys, command, says):
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in says)
+    if command != "fields":
+        assert cli.main([command]) == 2
+        assert f"usage: grpo-math {command}" in capsys.readouterr().err
 
 
 # --- out of memory ----------------------------------------------------------------------------------------------------

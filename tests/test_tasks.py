@@ -218,12 +218,44 @@ def test_balanced_classes_have_equal_shares():
 
 
 def test_settings_that_admit_too_few_problems_are_an_error():
-    with pytest.raises(TaskError, match=r"distinct held-out Countdown problems of 5000.*countdown_operands=\[2\]"):
+    with pytest.raises(TaskError, match=r"distinct held-out Countdown problems of 200 .*countdown_operands=\[2\]"):
+        countdown.load_rows(generated(countdown_operands=[2], countdown_max=9, heldout_size=200, countdown_unique=True))
+    with pytest.raises(TaskError, match=r"heldout_size: 5000 is more than there are different problems \(at most 270"):
         countdown.load_rows(generated(countdown_operands=[2], countdown_max=9, heldout_size=5000))
     with pytest.raises(TaskError, match="countdown_operators"):
         countdown.load_rows(generated(countdown_operators="+^"))
     with pytest.raises(TaskError, match="countdown_operands"):
         countdown.load_rows(generated(countdown_operands=[7]))
+
+
+@pytest.mark.parametrize(
+    ("operands", "smallest", "largest", "target_max"),
+    [([2], 1, 9, 100), ([2], -3, 4, 3), ([3], 1, 4, 20), ([2, 3], 2, 2, 5), ([4], 1, 2, 6)],
+)
+def test_there_are_no_more_problems_than_the_bound_says(operands, smallest, largest, target_max):
+    config = generated(
+        countdown_operands=operands,
+        countdown_min=smallest,
+        countdown_max=largest,
+        countdown_target_min=-2,
+        countdown_target_max=target_max,
+    )
+    problems = {
+        (nums, target)
+        for k in operands
+        for nums in itertools.combinations_with_replacement(range(smallest, largest + 1), k)
+        for targets in countdown._problems_of(nums, config).values()
+        for target in targets
+    }
+    assert 0 < len(problems) <= countdown.most_problems(config)
+
+
+@pytest.mark.parametrize(("delay", "shown"), [(0, True), (60, False)])
+def test_only_a_generation_that_lasts_shows_how_far_it_is(monkeypatch, capsys, delay, shown):
+    bar = countdown.tqdm
+    monkeypatch.setattr(countdown, "tqdm", lambda *args, **kwargs: bar(*args, **{**kwargs, "delay": delay}))
+    countdown.load_rows(generated(train_size=3, heldout_size=0))
+    assert ("generating problems" in capsys.readouterr().err) == shown
 
 
 @pytest.mark.parametrize("balance", ["numbers", "classes", "none"])

@@ -149,6 +149,11 @@ def test_evaluation_reports_trls_metrics(tmp_path):
             ["drop_finished=True", "use_transformers_continuous_batching=True", "Leave drop_finished out"],
         ),
         ({"dynamic_sampling": -1}, ["dynamic_sampling=-1", "0 for none"]),
+        ({"dynamic_sampling": 1.5}, ["dynamic_sampling=1.5", "0 for none"]),
+        ({"dynamic_sampling": True}, ["dynamic_sampling=True", "0 for none"]),
+        ({"skip_zero_advantage": "maybe"}, ["skip_zero_advantage='maybe'", "True, False, or None"]),
+        ({"drop_finished": 1}, ["drop_finished=1", "True, False, or None"]),
+        ({"embeddings_on_host": "no"}, ["embeddings_on_host='no'", "True or False"]),
         ({"dynamic_sampling": 2, "scale_rewards": "batch"}, ["dynamic_sampling=2", "scale_rewards='batch'"]),
         (
             {"dynamic_sampling": 2, "multi_objective_aggregation": "normalize_then_sum"},
