@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shlex
 import types
 from collections import Counter
 from fractions import Fraction
@@ -12,7 +13,7 @@ from conftest import GSM8K_ROWS, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_math import rewards
+from grpo_math import cli, rewards
 from grpo_math.expressions import evaluate
 from grpo_math.models import tiny_task_config
 from grpo_math.tasks import TASKS, TaskConfig, TaskError, countdown, gsm8k, load_problems, resolve_rewards
@@ -427,7 +428,7 @@ def test_shuffled_numbers_are_the_same_problem():
     assert countdown.content_key({"nums": nums, "target": 9}) == countdown.content_key({"nums": shuffled, "target": 9})
 
 
-def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch):
+def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch, tmp_path, capsys):
     readme = (ROOT / "README.md").read_text()
     source = readme.split("## A task of your own")[1].split("```python\n")[1].split("```")[0]
     parity = types.ModuleType("parity")
@@ -441,3 +442,9 @@ def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch):
     row = problems.train[0]
     completion = [{"role": "assistant", "content": f"<think>x</think><answer>{row['answer']}</answer>"}]
     assert reward(completions=[completion], answer=[row["answer"]]) == [1.0]
+
+    command = readme.split("## A task of your own")[1].split("```sh\n")[1].split("```")[0]
+    launcher, launch, recipe, *words = shlex.split(command.replace("\\\n", " "))
+    assert (launcher, launch) == ("accelerate", "launch")
+    assert cli.main(["train", str(ROOT / recipe), *words[:-1], str(tmp_path), "--disable_tqdm", "true"]) == 0
+    assert "cannot read the task" in capsys.readouterr().out
