@@ -306,7 +306,7 @@ RANGES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("learning_rate", "beta", "weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon"), _AT_LEAST_0
     ),
-    **dict.fromkeys(("epsilon_high", "delta", "top_k", "dynamic_sampling"), _AT_LEAST_0),
+    **dict.fromkeys(("epsilon_high", "delta", "top_k", "dynamic_sampling", "dataloader_num_workers"), _AT_LEAST_0),
     **dict.fromkeys(("min_p", "top_entropy_quantile"), _SHARE),
     **dict.fromkeys(
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), _COUNT
@@ -326,6 +326,7 @@ RANGES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
         "no step would be trained; to measure alone use `grpo-math eval`, to count epochs instead of steps write -1",
     ),
     "reward_weights": (lambda v: all(map(math.isfinite, v)), "write finite numbers"),
+    "remove_unused_columns": (lambda v: not v, "the rewards need the columns of the rows"),
     "eval_strategy": (lambda v: v == "no", "held-out accuracy is measured before and after; see heldout_size"),
 }
 
@@ -426,7 +427,7 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
     for cls in config_classes():
         try:
             parts.append(cls(**{name: value for name, value in settings.items() if known[name][0] is cls}))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError, ImportError) as error:
             # The messages name the fields that they are about
             place = _place(re.findall(r"\w+", str(error)), overrides, path)
             raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error

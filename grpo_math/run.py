@@ -27,16 +27,19 @@ from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.utils import is_liger_kernel_available
 from trl import get_peft_config
 from trl.models import unwrap_model_for_generation
 
 from grpo_math import memory, models, report
 from grpo_math.evaluation import Accuracy, measure, prompt_ids
 from grpo_math.recipe import Recipe, RecipeError, dump
-from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
+from grpo_math.rewards import REWARDS
+from grpo_math.tasks import Problems, UpToNextProblem, get_task, load_problems, resolve_rewards
 from grpo_math.tasks.base import PLAIN_STOP, nearest
 from grpo_math.trainer import GRPOMathTrainer
 
@@ -98,6 +101,48 @@ def _wandb_is_ready() -> bool:
     return wandb.api.api_key is not None  # before wandb 0.31
 
 
+# What TRL's trainer hands to a reward function beside the columns of the rows
+GIVEN_TO_REWARDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def check_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None:
+    """The rows have the columns that each reward function needs."""
+    columns = {name: [value] for name, value in problems.train[0].items() if name != "prompt"}
+    for reward in rewards:
+        inner = reward.reward if isinstance(reward, UpToNextProblem) else reward
+        named = [
+            p for p in inspect.signature(inner).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        lacking = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
+        if not lacking and type(inner) in map(
+            type, REWARDS.values()
+        ):  # ours also say when neither of two columns is there
+            try:
+                inner(completions=[""], **columns)
+            except ValueError:
+                lacking = ["answer"]
+        if lacking:
+            raise RecipeError(
+                f"{recipe.place('rewards', 'task')}: rewards: {inner.__name__} needs the column {', '.join(lacking)}, and rows "
+                f"of task {recipe.task.task} have {', '.join(columns)}"
+            )
+
+
+def check_start(recipe: Recipe, trainer: Any) -> None:
+    """The optimizer, the schedule and the kernels can be had; transformers looks for them only once the training begins."""
+    args = recipe.training
+    names = ("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "use_liger_kernel")
+    try:
+        trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+        weight = torch.nn.Parameter(torch.zeros(1))
+        get_scheduler(args.lr_scheduler_type, torch.optim.SGD([weight]), 1, 2, args.lr_scheduler_kwargs)
+        if args.use_liger_kernel and not is_liger_kernel_available():
+            raise ImportError("use_liger_kernel: true needs the package liger-kernel: pip install liger-kernel")
+    except (ValueError, TypeError, ImportError) as error:
+        settings = ", ".join(f"{name}: {recipe.values[name]}" for name in names if name in recipe.values)
+        raise RecipeError(f"{recipe.place(*names)}: {settings}: {' '.join(str(error).split())}") from error
+
+
 def check_folder(recipe: Recipe) -> None:
     """`output_dir` is a folder, or nothing yet."""
     folder = Path(recipe.training.output_dir)
@@ -106,24 +151,27 @@ def check_folder(recipe: Recipe) -> None:
 
 
 def check_target_modules(recipe: Recipe, model: Any) -> None:
-    """Every name of `lora_target_modules` is a module of the model; peft passes over those that are not beside one that is."""
-    targets = recipe.model.lora_target_modules
-    if not recipe.model.use_peft or targets in (None, "all-linear"):
-        return
-    # To peft a text is a pattern for the whole path, a list holds ends of paths
-    patterns = {targets: targets} if isinstance(targets, str) else {t: rf"(.*\.)?{re.escape(t)}" for t in targets}
+    """Every module that the adapter's settings name is one of the model; peft passes over others beside one that is."""
     paths = [path for path, _ in model.named_modules()]
-    for target, pattern in patterns.items():
-        try:
-            found = any(re.fullmatch(pattern, path) for path in paths)
-        except re.error:
-            found = False
-        if not found:
-            linear = sorted({path.rpartition(".")[2] for path, m in model.named_modules() if hasattr(m, "in_features")})
-            raise RecipeError(
-                f"{recipe.place('lora_target_modules')}: lora_target_modules: {recipe.model.model_name_or_path} has no module "
-                f"{target!r}{nearest(target, linear)} (its linear ones: {', '.join(linear)}; all-linear takes all but the head)"
-            )
+    for field in ("lora_target_modules", "lora_modules_to_save"):
+        names = getattr(recipe.model, field)
+        if not recipe.model.use_peft or names in (None, "all-linear"):
+            continue
+        # To peft a text is a pattern for the whole path, a list holds ends of paths
+        patterns = {names: names} if isinstance(names, str) else {n: rf"(.*\.)?{re.escape(n)}" for n in names}
+        for name, pattern in patterns.items():
+            try:
+                found = any(re.fullmatch(pattern, path) for path in paths)
+            except re.error:
+                found = False
+            if not found:
+                linear = sorted(
+                    {path.rpartition(".")[2] for path, m in model.named_modules() if hasattr(m, "in_features")}
+                )
+                raise RecipeError(
+                    f"{recipe.place(field)}: {field}: {recipe.model.model_name_or_path} has no module {name!r}"
+                    f"{nearest(name, linear)} (its linear ones: {', '.join(linear)})"
+                )
 
 
 def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: Any) -> tuple[int, float]:
@@ -175,6 +223,11 @@ def checkpoint_of(recipe: Recipe) -> str | None:
     if wanted is not True and wanted != "true":
         if not Path(wanted).is_dir():
             raise RecipeError(f"{place}: resume_from_checkpoint: there is no folder {wanted}")
+        if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+            raise RecipeError(
+                f"{place}: resume_from_checkpoint: {wanted} is no checkpoint (no {TRAINER_STATE_NAME}); name a folder "
+                f"{PREFIX_CHECKPOINT_DIR}-N of a run"
+            )
         return wanted
     folder = Path(recipe.training.output_dir)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -214,12 +267,21 @@ class Prepared:
             self.problems = load_problems(task, self.tokenizer)
         if training:
             check_rows(recipe, self.problems)
+            check_columns(recipe, rewards, self.problems)
         _conversational_without_template(recipe, self.problems, self.tokenizer)
         self.longest_prompt, self.unknown = check_lengths(recipe, self.problems, self.tokenizer, config)
 
-        model = models.load_model(
-            recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
-        )
+        try:
+            model = models.load_model(
+                recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
+            )
+        except (ImportError, TypeError) as error:  # a kernel or an argument that there is not
+            names = [name for name in ("model_init_kwargs", "attn_implementation") if name in recipe.values]
+            settings = ", ".join(f"{name}: {recipe.values[name]}" for name in names)
+            raise RecipeError(
+                f"{recipe.place(*names)}: {recipe.model.model_name_or_path} cannot be loaded"
+                f"{f' with {settings}' if settings else ''}: {' '.join(str(error).split())}"
+            ) from error
         if not isinstance(model, PeftModel):
             check_target_modules(recipe, model)
         saved = {p: p.data for p in model.parameters() if p.requires_grad} if isinstance(model, PeftModel) else {}
@@ -241,9 +303,15 @@ class Prepared:
                 else get_peft_config(recipe.model),  # a saved adapter goes on
                 callbacks=[self.recorder, self.interrupt],
             )
-        except ValueError as error:  # options that contradict this model; the message names them
+        except (
+            ValueError,
+            ImportError,
+            OSError,
+        ) as error:  # options that contradict this model or machine, which it names
             place = recipe.place(*re.findall(r"\w+", str(error)))
             raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
+        if training:
+            check_start(recipe, self.trainer)
         self.recorder.trainer = self.interrupt.trainer = self.trainer
         if not args.disable_tqdm:  # the figures beside the bar; all of them are in metrics.jsonl
             self.trainer.remove_callback(ProgressCallback)

@@ -212,6 +212,19 @@ def no_wandb_login(tmp_path, monkeypatch):
         (["--countdown_target_max", "-1"], "countdown_target_min: 0 is above countdown_target_max: -1"),
         (["--countdown_operands", "5"], "countdown_operands: [5] must each be 2, 3 or 4"),
         (["--countdown_operators", "+%"], "countdown_operators: '+%' may hold only '+-*/'"),
+        (
+            ["--rewards", "gsm8k_accuracy"],
+            "gsm8k_accuracy needs the column answer, and rows of task countdown",
+        ),
+        (
+            ["--rewards", "wants_more.reward"],
+            "reward needs the column steps, and rows of task countdown have nums, target",
+        ),
+        (["--rewards", "."], "rewards: '.' cannot be imported"),
+        (["--fewshot", "1"], "fewshot: 1 has no effect with prompt_style: compact"),
+        (["--resume_from_checkpoint", "recipes"], "recipes is no checkpoint (no trainer_state.json)"),
+        (["--output_dir", str(ROOT / "README.md")], "is a file; name a folder"),
+        (["--accelerator_config", "nowhere.json"], "nowhere.json"),
         (["--rewards", "countdown_acuracy"], "did you mean countdown_accuracy?"),
         (["--rewards", "grpo_math.rewards.COUNTDOWN_FORMS"], "not a function"),
         (["--model_name_or_path", "model.gguf", "--beta", "0.1"], "needs use_peft: true"),
@@ -229,9 +242,15 @@ def test_bad_input_is_one_clear_line_before_the_model_loads(
 
     monkeypatch.setattr("grpo_math.models.load_model", no_model)
     no_wandb_login(tmp_path, monkeypatch)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "wants_more.py").write_text(
+        "def reward(completions, steps, **kwargs):\n    return [0.0] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     models.tiny_model_folder()
     capsys.readouterr()  # what making the tiny model has printed
-    assert run(tiny_recipe, tmp_path / "out", *overrides) == 2
+    folder = [] if "--output_dir" in overrides else ["--output_dir", str(tmp_path / "out")]
+    assert cli.main(["train", str(tiny_recipe), "--disable_tqdm", "true", *folder, *overrides]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
@@ -283,7 +302,16 @@ def test_a_run_that_fails_before_its_first_step_leaves_the_earlier_one_alone(
     [
         (["--use_peft", "--lora_target_modules", "q_prj", "v_proj"], "has no module 'q_prj'; did you mean q_proj?"),
         (["--use_peft", "--lora_target_modules", ".*nosuch"], "has no module '.*nosuch'"),
+        (
+            ["--use_peft", "--lora_modules_to_save", "nosuch"],
+            "lora_modules_to_save: builtin/countdown-tiny has no module",
+        ),
         (["--share_prefill", "true", "--cache_implementation", "static"], "share_prefill=True cannot act here"),
+        (["--model_init_kwargs", "{nosuch: 1}"], "cannot be loaded with model_init_kwargs: {'nosuch': 1}"),
+        (["--optim", "lomo"], "You need to install `lomo_optim`"),
+        (["--optim_args", "foo"], "optim_args: foo"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
+        (["--use_liger_kernel", "true"], "pip install liger-kernel"),
     ],
 )
 def test_what_only_the_model_can_refuse_is_one_line_from_the_command_line(

@@ -56,6 +56,10 @@ def load_problems(config: TaskConfig, tokenizer: Any = None) -> Problems:
     task = get_task(config.task)
     if config.prompt_style == "compact" and not hasattr(task, "compact_text"):
         raise TaskError(f"prompt_style: compact is not defined for task {config.task}; it is for the tiny model")
+    if config.prompt_style == "compact" and config.fewshot:
+        raise TaskError(
+            f"fewshot: {config.fewshot} has no effect with prompt_style: compact, which shows no worked examples"
+        )
     train, heldout = task.load_rows(config)
     examples, train = take_examples(task, train, config)
     if not train:
@@ -133,7 +137,7 @@ def _resolve_reward(name: str, style: str) -> Callable:
             sys.path.insert(0, os.getcwd())
         try:
             reward = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise TaskError(f"rewards: {name!r} cannot be imported: {error}") from error
         if not callable(reward) or not hasattr(reward, "__name__"):
             raise TaskError(
