@@ -245,8 +245,11 @@ def _report(rest: Sequence[str]) -> int:
         raise RecipeError(f"command line: report takes one folder, not also {' '.join(rest[1:])!r}")
     folder = Path(rest[0])
     summary_path = folder / report.SUMMARY
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
-    curve = report.draw_curve(folder, summary.get("blind"))
+    try:
+        summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
+        curve = report.draw_curve(folder, summary.get("blind"))
+    except ValueError as error:
+        raise RecipeError(f"{folder} holds a file that no run has written so: {error}") from error
     if curve is None:
         raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
     console = Console(highlight=False, soft_wrap=True)

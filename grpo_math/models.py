@@ -257,6 +257,8 @@ def _not_found(name: str, error: Exception) -> str:
             f"model_name_or_path: the folder {name} is there, but {lacks}. Name a folder that `save_pretrained` of a model "
             f"and its tokenizer has written (a run's output_dir), or a hub model, a GGUF file or {BUILTIN_TINY}."
         )
+    if path.is_file():
+        return f"model_name_or_path: {name} is a file, and no GGUF file; name the folder that holds the model"
     return (
         f"model_name_or_path: {name} is neither a local folder nor reachable on the hub ({str(error).splitlines()[0]}). "
         f"Offline? Give a local folder or GGUF file, or {BUILTIN_TINY}, which needs no download."

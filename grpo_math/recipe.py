@@ -115,12 +115,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         hint = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        if path.is_dir():
+            names = ", ".join(sorted(p.name for p in path.glob("*.yaml")))
+            raise RecipeError(f"{path} is a folder, not a recipe; {f'it holds {names}' if names else 'it holds none'}")
         raise RecipeError(f"there is no recipe {path}" + (f"; did you mean {path.parent / hint[0]}?" if hint else ""))
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold keys and values (`max_steps: 100`), not {type(values).__name__}")

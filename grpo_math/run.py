@@ -60,13 +60,22 @@ def check_weights(recipe: Recipe, rewards: Sequence) -> None:
         )
 
 
+BATCH_FIELDS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_generations",
+)
+
+
 def check_rows(recipe: Recipe, problems: Problems) -> None:
     """Enough training rows for one generation; TRL drops what is left over, and would end without a step."""
     args, rows = recipe.training, len(problems.train)
     needed = args.generation_batch_size // args.num_generations
     if rows < needed:
         raise RecipeError(
-            f"{recipe.place('train_size', 'num_generations', 'generation_batch_size', 'dataset_path')}: {rows} training rows "
+            f"{recipe.place('train_size', 'dataset_path', *BATCH_FIELDS)}: {rows} training rows "
             f"(train_size: {recipe.task.train_size}), but a generation takes {needed} prompts (generation_batch_size "
             f"{args.generation_batch_size} / num_generations {args.num_generations}), so no step would be trained. Give "
             f"{needed} rows or more, or a smaller per_device_train_batch_size, gradient_accumulation_steps or "

@@ -226,6 +226,15 @@ def test_a_missing_recipe_is_named_with_the_nearest(tiny_recipe):
         load_recipe(tiny_recipe.with_name("countdown_tny.yaml"))
 
 
+def test_what_is_no_recipe_is_named(tmp_path, tiny_recipe):
+    with pytest.raises(RecipeError, match=r"is a folder, not a recipe; it holds .*countdown_tiny\.yaml"):
+        load_recipe(tiny_recipe.parent)
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=rf"{path} is not valid YAML"):
+        load_recipe(path)
+
+
 def test_what_is_dumped_reads_back(tmp_path, tiny_recipe):
     values = checked_values(tiny_recipe, ["--countdown_operators", "+-"])
     path = write(tmp_path, room.dump({**values, "resume_from_checkpoint": True}, "a run"))

@@ -335,7 +335,7 @@ def test_a_tokenizer_that_cannot_write_the_stop_mark_runs_and_says_that_it_canno
     assert "of the prompts' words: this model cannot read the task" in capsys.readouterr().out
 
 
-def test_commands_explain_themselves(capsys):
+def test_commands_explain_themselves(capsys, tmp_path):
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
     assert cli.main(["trian"]) == 2
@@ -344,6 +344,10 @@ def test_commands_explain_themselves(capsys):
     assert cli.main(["fields", "learning_rat_"]) == 2
     assert "no field has 'learning_rat_' in its name or help; did you mean learning_rate?" in capsys.readouterr().err
     assert cli.main(["report", os.devnull]) == 2
+    (tmp_path / "metrics.jsonl").write_text("not json\n{}\n")
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "metrics.jsonl, line 1 is not JSON" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path), "--json"]) == 2
 
 
 @pytest.mark.parametrize(
