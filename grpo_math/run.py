@@ -25,6 +25,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
+from requests.utils import get_netrc_auth
 from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
@@ -103,11 +104,10 @@ def check_reporters(recipe: Recipe) -> None:
 def _wandb_is_ready() -> bool:
     import wandb
 
-    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
-        return True
-    if "prompt" in inspect.signature(wandb.login).parameters:
-        return wandb.login(prompt=False, verify=False)  # reads the environment, its settings and .netrc
-    return wandb.api.api_key is not None  # before wandb 0.31
+    # Where `wandb.login` looks, without its call to the server
+    settings = wandb.setup().settings
+    kept = settings.api_key or getattr(settings, "identity_token_file", None) or get_netrc_auth(settings.base_url)
+    return settings.mode in ("offline", "dryrun", "disabled") or bool(kept)
 
 
 # What TRL's trainer hands to a reward function beside the columns of the rows
