@@ -24,7 +24,7 @@ install: $(VENV)/.installed
 # torch comes first: what is installed after it then takes the version at hand. A stopped install is simply done again.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; write: make PYTHON=python3.12 ...")'
-	@echo "Installing into $(VENV) (once; a few minutes, about 2 GB) ..."
+	@echo "Installing into $(VENV) (once; minutes: 2 to 3 GB, on Linux several GB more, since torch brings NVIDIA's libraries along) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

@@ -17,7 +17,61 @@ USAGE = """usage: grpo-math COMMAND ...
   report FOLDER                      redraw a run's curve and print its table
   fields [TEXT]                      the fields that a recipe may have (whose name or help holds TEXT)
 
-`python -m grpo_math` is the same command."""
+`grpo-math COMMAND --help` explains a command; `python -m grpo_math` is the same as `grpo-math`."""
+
+OVERRIDES = """  --field value       any field of a recipe in place of the recipe's own value: --max_steps 50, --rewards A B (a
+                      list), --use_peft (true); `grpo-math fields [TEXT]` lists them with their meaning"""
+
+HELP = {
+    "train": f"""usage: grpo-math train RECIPE [--field value ...]
+
+Trains what the recipe describes and measures held-out accuracy before and after. The same as:
+accelerate launch RECIPE [--field value ...], which can also start several processes.
+
+  RECIPE              a YAML file, such as recipes/countdown_tiny.yaml
+{OVERRIDES}
+  --output_dir FOLDER                  where the model, curve, tables and checkpoints go; an earlier run's are set aside
+  --resume_from_checkpoint true        go on from the last checkpoint in output_dir (or name a checkpoint's folder)
+
+exit code: 0 done, 1 out of memory, 2 something given is wrong, 130 stopped by Ctrl-C (with a checkpoint)""",
+    "eval": f"""usage: grpo-math eval RECIPE [--field value ...]
+
+Held-out accuracy of the recipe's model without training: sampled, greedy and pass@k with 95 % intervals.
+
+  RECIPE              a YAML file
+{OVERRIDES}
+  --model_name_or_path FOLDER          a trained model: the output_dir of its run
+  --heldout_size N                     on this many problems
+  --heldout_generations K              with K samples of each
+
+exit code: 0 done, 2 something given is wrong""",
+    "memory": f"""usage: grpo-math memory RECIPE [--field value ...]
+                        [--vram GIB] [--prompt_length TOKENS] [--solve] [--measure] [--json]
+
+Predicts the GPU memory that the recipe needs, without a GPU, and which small changes would make it fit.
+
+  RECIPE              a YAML file
+{OVERRIDES}
+  --vram GIB          the card's memory, a number above 0; else what this machine's CUDA device has free, else 8
+  --prompt_length TOKENS   longest prompt; else counted from the rows, else that of the task's published rows
+  --solve             also search the largest micro-batch and the longest completion that fit
+  --measure           also run two real micro-batches with random weights and show them beside the prediction
+  --json              print one JSON object instead of tables
+
+exit code: 0 it fits, 1 it does not, 2 something given is wrong""",
+    "report": """usage: grpo-math report FOLDER
+
+Draws FOLDER/reward_curve.png again from a run's metrics.jsonl and prints its table of held-out accuracy.
+
+  FOLDER              a run's output_dir
+
+exit code: 0 done, 2 the folder holds no run""",
+    "fields": """usage: grpo-math fields [TEXT]
+
+Lists the fields that a recipe may have, with type, class and meaning: all, or those whose name or help holds TEXT.
+
+exit code: 0 done, 2 no field has TEXT""",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in commands:
         print(f"grpo-math: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2
-    if any(word in ("-h", "--help") for word in rest) or (not rest and command != "fields"):
-        print(USAGE)
-        return 0 if rest else 2
+    if any(word in ("-h", "--help") for word in rest):
+        print(HELP[command])
+        return 0
+    if not rest and command != "fields":
+        print(HELP[command], file=sys.stderr)
+        return 2
     _quieten()
     from grpo_math.memory import prefer_expandable_segments
 
@@ -195,10 +252,15 @@ def _report(rest: Sequence[str]) -> int:
     from grpo_math import report
     from grpo_math.recipe import RecipeError
 
+    if len(rest) > 1:
+        raise RecipeError(f"command line: report takes one folder, not also {' '.join(rest[1:])!r}")
     folder = Path(rest[0])
     summary_path = folder / report.SUMMARY
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
-    curve = report.draw_curve(folder, summary.get("blind"))
+    try:
+        summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
+        curve = report.draw_curve(folder, summary.get("blind"))
+    except ValueError as error:
+        raise RecipeError(f"{folder} holds a file that no run has written so: {error}") from error
     if curve is None:
         raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
     console = Console(highlight=False, soft_wrap=True)
@@ -209,12 +271,16 @@ def _report(rest: Sequence[str]) -> int:
 
 
 def _fields(rest: Sequence[str]) -> int:
-    from grpo_math.recipe import fields
+    from grpo_math.recipe import RecipeError, fields
+    from grpo_math.tasks.base import nearest
 
-    wanted = " ".join(rest).lower()
+    wanted, found = " ".join(rest).lower(), False
     for name, (cls, field, hint) in fields().items():
         text = " ".join(str(field.metadata.get("help", "")).split())
         if wanted in name.lower() or wanted in text.lower():
+            found = True
             kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
             print(f"{name}: {kind}   ({cls.__name__})\n    {text}")
+    if not found:
+        raise RecipeError(f"no field has {wanted!r} in its name or help{nearest(wanted, fields())}")
     return 0

@@ -171,6 +171,12 @@ def sampling_of(args: Any) -> dict[str, Any]:
     }
 
 
+def _can_write(tokenizer: Any, text: str) -> bool:
+    """Whether tokens of the tokenizer can spell a text, here inside another word, as `StopStringCriteria` looks for it."""
+    written = f"abcdef{text}"
+    return written in tokenizer.decode(tokenizer(text=written, add_special_tokens=False)["input_ids"])
+
+
 @torch.no_grad()
 def generate(
     model: Any,
@@ -198,7 +204,10 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     texts = [""] * len(ids)
     device = next(model.parameters()).device
-    criteria = [StopStringCriteria(tokenizer, list(stop_strings))] if stop_strings else []
+    # A tokenizer of words or bytes that drops white space or punctuation cannot write such a mark, and transformers'
+    # criterion fails on it. The completions are then longer, not other: what follows the mark is never read.
+    stop_strings = [text for text in stop_strings if _can_write(tokenizer, text)]
+    criteria = [StopStringCriteria(tokenizer, stop_strings)] if stop_strings else []
     for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
         chosen = order[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")

@@ -256,7 +256,12 @@ def _load_gguf(name: str, dtype: str) -> PreTrainedModel:
 def adapter_base(name: str) -> str | None:
     """The base model of a folder that holds a LoRA adapter; None for any other name."""
     path = Path(name).expanduser() / "adapter_config.json"
-    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ModelError(f"model_name_or_path: {path} is not the configuration of an adapter: {error!r}") from error
 
 
 def _required_name(model_args: ModelConfig) -> str:
@@ -267,7 +272,19 @@ def _required_name(model_args: ModelConfig) -> str:
     return model_args.model_name_or_path
 
 
-def _not_found(name: str, error: OSError) -> str:
+def _not_found(name: str, error: Exception) -> str:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = [file for file in ("config.json", "tokenizer_config.json") if not (path / file).is_file()]
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            files.append("weights (*.safetensors)")
+        lacks = f"has no {', no '.join(files)}" if files else f"cannot be read ({str(error).splitlines()[0]})"
+        return (
+            f"model_name_or_path: the folder {name} is there, but {lacks}. Name a folder that `save_pretrained` of a model "
+            f"and its tokenizer has written (a run's output_dir), or a hub model, a GGUF file or {BUILTIN_TINY}."
+        )
+    if path.is_file():
+        return f"model_name_or_path: {name} is a file, and no GGUF file; name the folder that holds the model"
     return (
         f"model_name_or_path: {name} is neither a local folder nor reachable on the hub ({str(error).splitlines()[0]}). "
         f"Offline? Give a local folder or GGUF file, or {BUILTIN_TINY}, which needs no download."

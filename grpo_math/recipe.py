@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import os
 import re
 import types
@@ -28,9 +29,14 @@ from typing import Any, Literal
 
 import yaml
 
+from grpo_math.tasks.base import nearest
+
 LAUNCH_KEY = "launch"
 LAUNCH_HEAD = 'launch: r"""'
 LAUNCH_TAIL = '# """; from grpo_math.recipe import launch; launch(__file__, __name__)'
+
+
+COMMAND_LINE = "command line"
 
 
 class RecipeError(ValueError):
@@ -48,6 +54,7 @@ class Recipe:
         training: TRL's `GRPOConfig` with our options.
         model: TRL's `ModelConfig`.
         notes: lines to tell the user, such as a precision that the device cannot do.
+        overrides: names of the values that came from the command line.
     """
 
     path: Path
@@ -56,6 +63,11 @@ class Recipe:
     training: Any
     model: Any
     notes: list[str]
+    overrides: frozenset[str] = frozenset()
+
+    def place(self, *names: str) -> str:
+        """Where the values of these fields came from, for messages: the command line if it gave one, else the file."""
+        return COMMAND_LINE if self.overrides.intersection(names) else str(self.path)
 
 
 def config_classes() -> tuple[type, ...]:
@@ -103,12 +115,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         hint = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        if path.is_dir():
+            names = ", ".join(sorted(p.name for p in path.glob("*.yaml")))
+            raise RecipeError(f"{path} is a folder, not a recipe; {f'it holds {names}' if names else 'it holds none'}")
         raise RecipeError(f"there is no recipe {path}" + (f"; did you mean {path.parent / hint[0]}?" if hint else ""))
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold keys and values (`max_steps: 100`), not {type(values).__name__}")
@@ -151,15 +166,10 @@ def parse_overrides(argv: typing.Sequence[str]) -> dict[str, Any]:
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def check_name(name: str, place: str, known: typing.Iterable[str]) -> None:
     """Raise RecipeError with the nearest right name when no configuration has the field."""
     if name not in known:
-        raise RecipeError(f"{place}: {name} is not a field of a recipe{_nearest(name, known)}")
+        raise RecipeError(f"{place}: {name} is not a field of a recipe{nearest(name, known)}")
 
 
 def coerce(name: str, value: Any, hint: Any, field: dataclasses.Field, place: str, from_text: bool) -> Any:
@@ -189,7 +199,7 @@ def coerce(name: str, value: Any, hint: Any, field: dataclasses.Field, place: st
         ):
             return value
         listed = ", ".join(str(a) for a in allowed)
-        raise RecipeError(f"{place}: {name}: {value!r} is not a choice{_nearest(value, allowed)} (choices: {listed})")
+        raise RecipeError(f"{place}: {name}: {value!r} is not a choice{nearest(value, allowed)} (choices: {listed})")
     for option in options:
         fits, converted = _fit(value, option)
         if fits:
@@ -278,13 +288,88 @@ def checked_values(path: str | Path, argv: typing.Sequence[str] = ()) -> dict[st
     checked: dict[str, Any] = {}
     for values, place, from_text in (
         (read_yaml(path), str(path), False),
-        (parse_overrides(argv), "command line", True),
+        (parse_overrides(argv), COMMAND_LINE, True),
     ):
         for name, value in values.items():
             check_name(name, place, known)
             _, field, hint = known[name]
             checked[name] = coerce(name, value, hint, field, place, from_text)
     return checked
+
+
+# Values that fit a field's type and that no run can use; most would fail only after the held-out problems are measured.
+# What TRL and transformers say themselves when their configurations are made is left to them.
+_POSITIVE = (lambda v: 0 < v < math.inf, "write a number above 0")
+_AT_LEAST_0 = (lambda v: 0 <= v < math.inf, "write a number of at least 0")
+_SHARE = (lambda v: 0 <= v <= 1, "write a number from 0 to 1")
+_COUNT = (lambda v: v >= 1, "write a whole number of at least 1")
+_SEED = (lambda v: 0 <= v < 2**32, "write a whole number from 0 to 4294967295")
+RANGES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("num_train_epochs", "repetition_penalty", "epsilon", "logging_steps", "save_steps"), _POSITIVE),
+    **dict.fromkeys(
+        ("learning_rate", "beta", "weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon"), _AT_LEAST_0
+    ),
+    **dict.fromkeys(("epsilon_high", "delta", "top_k", "dynamic_sampling", "dataloader_num_workers"), _AT_LEAST_0),
+    **dict.fromkeys(("min_p", "top_entropy_quantile"), _SHARE),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), _COUNT
+    ),
+    **dict.fromkeys(("steps_per_generation", "generation_batch_size", "num_iterations"), _COUNT),
+    **dict.fromkeys(("lora_r", "lora_alpha"), _COUNT),
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    **dict.fromkeys(
+        ("lora_dropout", "adam_beta1", "adam_beta2"), (lambda v: 0 <= v < 1, "write a number from 0 to below 1")
+    ),
+    "top_p": (lambda v: 0 < v <= 1, "write a number above 0 and at most 1"),
+    "temperature": (lambda v: 0 < v < math.inf, "it must be above 0; what is greedy is measured anyway"),
+    "num_generations": (lambda v: v >= 2, "it must be 2 or more: an advantage is the distance from a group's mean"),
+    "max_completion_length": (lambda v: v is not None and v > 0, "it must be 1 or more"),
+    "max_steps": (
+        lambda v: v == -1 or v >= 1,
+        "no step would be trained; to measure alone use `grpo-math eval`, to count epochs instead of steps write -1",
+    ),
+    "reward_weights": (lambda v: all(map(math.isfinite, v)), "write finite numbers"),
+    "remove_unused_columns": (lambda v: not v, "the rewards need the columns of the rows"),
+    "eval_strategy": (lambda v: v == "no", "held-out accuracy is measured before and after; see heldout_size"),
+}
+
+
+def _place(names: typing.Iterable[str], overrides: frozenset[str], path: str | Path) -> str:
+    return COMMAND_LINE if overrides.intersection(names) else str(path)
+
+
+def check_ranges(values: dict[str, Any], overrides: frozenset[str], path: str | Path) -> None:
+    """Raise RecipeError for a value of `RANGES` that no run can use."""
+    for name, (fits, fix) in RANGES.items():
+        # A field that may be left open takes null, except the length, without which nothing is known to fit
+        if name in values and (values[name] is not None or name == "max_completion_length") and not fits(values[name]):
+            place = _place([name], overrides, path)
+            raise RecipeError(f"{place}: {name}: {values[name]} cannot be used: {fix}")
+
+
+def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str | Path) -> None:
+    """Raise RecipeError where `use_peft` is missing: for 4-bit or 8-bit weights, and for fields of an adapter.
+
+    A recipe's adapter fields may stand beside a `use_peft: false` that says what is meant, also from the command line.
+    """
+    from grpo_math.models import adapter_base
+
+    if values.get("use_peft") or adapter_base(values.get("model_name_or_path") or ""):
+        return
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if values.get(name):
+            raise RecipeError(
+                f"{_place([name, 'use_peft'], overrides, path)}: {name}: true needs use_peft: true, since quantized weights "
+                "cannot be trained: add --use_peft true (an adapter is trained on them), or leave it out"
+            )
+    for name, value in values.items():
+        of_adapter = name.startswith("lora_") or name in ("use_dora", "use_rslora")
+        asks = value is not None and value is not False
+        if of_adapter and asks and (name in overrides or "use_peft" not in values):
+            raise RecipeError(
+                f"{_place([name], overrides, path)}: {name}: {value} has no effect without use_peft: true: add "
+                f"--use_peft true, or leave {name} out"
+            )
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -308,6 +393,9 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
     from grpo_math.models import choose_precision, native_bf16
 
     values = checked_values(path, argv)
+    overrides = frozenset(parse_overrides(argv))
+    check_ranges(values, overrides, path)
+    check_adapter(values, overrides, path)
     cpu = planned or values.get("use_cpu", not _has_accelerator())
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # worker processes of the launcher then meet over gloo
@@ -315,15 +403,8 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
     for reporter in _as_list(values.get("report_to")):
         reporters = ["none", "all", *INTEGRATION_TO_CALLBACK]
         if reporter not in reporters:
-            raise RecipeError(f"{path}: report_to: {reporter!r} is not a choice{_nearest(reporter, reporters)}")
-
-    for name, (fits, fix) in {
-        "temperature": (lambda v: v > 0, "it must be above 0; what is greedy is measured anyway"),
-        "max_completion_length": (lambda v: v is not None and v > 0, "it must be 1 or more"),
-        "eval_strategy": (lambda v: v == "no", "held-out accuracy is measured before and after; see heldout_size"),
-    }.items():
-        if name in values and not fits(values[name]):
-            raise RecipeError(f"{path}: {name}: {values[name]} cannot be used: {fix}")
+            place = _place(["report_to"], overrides, path)
+            raise RecipeError(f"{place}: report_to: {reporter!r} is not a choice{nearest(reporter, reporters)}")
 
     values.setdefault("output_dir", f"outputs/{Path(path).stem}")
     settings = dict(values)
@@ -349,10 +430,16 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
     for cls in config_classes():
         try:
             parts.append(cls(**{name: value for name, value in settings.items() if known[name][0] is cls}))
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"{path}: {error}") from error
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            # The messages name the fields that they are about
+            place = _place(re.findall(r"\w+", str(error)), overrides, path)
+            raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
     task, training, model = parts
-    return Recipe(Path(path), values, task, training, model, [precision.note] if precision.note else [])
+    if isinstance(model.lora_target_modules, str) and model.lora_target_modules.isidentifier():
+        # TRL makes one name a text, which peft reads as a pattern for a module's whole path
+        model.lora_target_modules = [model.lora_target_modules]
+    notes = [precision.note] if precision.note else []
+    return Recipe(Path(path), values, task, training, model, notes, overrides)
 
 
 def _has_accelerator() -> bool:

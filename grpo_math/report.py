@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ MODEL_FILES = (
 class RunRecorder(TrainerCallback):
     """Writes a line of metrics and one group of completions at every log, and redraws the curve at every save.
 
+    Nothing is written, and nothing of an earlier run moved, before the first step is finished: a run that fails until
+    then leaves the folder as it was.
+
     Args:
         folder: the run's output folder.
         blind: accuracy of the best policy that ignores the target, drawn as a line; None where there is none.
@@ -43,16 +46,31 @@ class RunRecorder(TrainerCallback):
         self.folder = folder
         self.blind = blind
         self.first_step = 0
+        self.begun = False
         self.trainer: Any = None  # set by the run once the trainer exists
+        self.prepare: Callable[[], None] = lambda: (
+            None
+        )  # set by the run: makes room for its files, writes the first ones
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.first_step = state.global_step
-        if state.is_world_process_zero:
+    def begin(self) -> None:
+        """The first files, once; on every process, since none may save a checkpoint before the folder is cleared."""
+        if self.begun:
+            return
+        self.begun = True
+        if self.trainer.accelerator.is_main_process:
+            self.prepare()
             # After a resume, what lies beyond the checkpoint is written again.
             for name in (METRICS, COMPLETIONS):
                 path = self.folder / name
-                kept = [line for line in read_jsonl(path) if line["step"] <= state.global_step] if path.exists() else []
+                kept = [line for line in read_jsonl(path) if line["step"] <= self.first_step] if path.exists() else []
                 path.write_text("".join(_line(line) for line in kept), encoding="utf-8")
+        self.trainer.accelerator.wait_for_everyone()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.begin()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "reward" not in logs:

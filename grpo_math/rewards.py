@@ -74,13 +74,28 @@ class _Reward:
                 log_metric(f"{self.__name__}/{status}", sum(s == status for _, s in found) / len(found))
 
 
+def _checked_forms(forms: Sequence[str], known: Sequence[str], allow_bare: bool) -> frozenset[str]:
+    """The forms as a set. Raises `ValueError` for what is no form, and where no completion could ever state an answer."""
+    if not isinstance(allow_bare, bool):
+        raise ValueError(f"allow_bare is {allow_bare!r}; it must be True or False")
+    if forms is None or isinstance(forms, (bool, int)):
+        raise ValueError(f"forms is {forms!r}; it must be a list of {', '.join(known)}")
+    checked = check_forms(forms, known)
+    if not checked and not allow_bare:
+        raise ValueError(
+            f"forms is {forms!r} and allow_bare is False, so that no answer would ever count; the forms are "
+            f"{', '.join(known)}"
+        )
+    return checked
+
+
 # --- GSM8K -----------------------------------------------------------------------------------------------------------
 
 
 class _GSM8KAccuracy(_Reward):
     def __init__(self, name: str, forms: Sequence[str], allow_bare: bool):
         super().__init__(name)
-        self.forms = check_forms(forms)
+        self.forms = _checked_forms(forms, answers.FORMS, allow_bare)
         self.allow_bare = allow_bare
 
     def __call__(
@@ -167,8 +182,10 @@ class _CountdownAccuracy(_Reward):
         super().__init__(name)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
+        if not isinstance(spellings, bool):
+            raise ValueError(f"spellings is {spellings!r}; it must be True (x, ×, \\times, ... are read) or False")
         self.mode = mode
-        self.forms = check_forms(forms, COUNTDOWN_FORMS)
+        self.forms = _checked_forms(forms, COUNTDOWN_FORMS, allow_bare)
         self.allow_bare = allow_bare
         self.spellings = spellings
 

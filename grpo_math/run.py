@@ -1,14 +1,17 @@
 """One run: a recipe in, a trained model and everything to judge it by out.
 
 Order: everything that can be wrong is checked, then rows, tokenizer and model are loaded, held-out accuracy is measured,
-the policy trains, held-out accuracy is measured again, and tables and plots are written. Ctrl-C during training finishes
-the step, saves a checkpoint and draws what there is.
+the policy trains, held-out accuracy is measured again, and tables and plots are written. An earlier run's files are set
+aside once the first step is finished. Ctrl-C during training finishes the step, saves a checkpoint and draws what there is.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,17 +25,23 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
+from requests.utils import get_netrc_auth
 from rich.console import Console
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.utils import is_liger_kernel_available
 from trl import get_peft_config
 from trl.models import unwrap_model_for_generation
 
 from grpo_math import memory, models, report
 from grpo_math.evaluation import Accuracy, measure, prompt_ids, sampling_of
 from grpo_math.recipe import Recipe, RecipeError, dump
-from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
-from grpo_math.tasks.base import PLAIN_STOP
+from grpo_math.rewards import REWARDS
+from grpo_math.tasks import Problems, UpToNextProblem, get_task, load_problems, resolve_rewards
+from grpo_math.tasks.base import PLAIN_STOP, nearest
 from grpo_math.trainer import GRPOMathTrainer
 
 INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
@@ -47,33 +56,161 @@ def check_weights(recipe: Recipe, rewards: Sequence) -> None:
     weights = recipe.training.reward_weights
     if weights is not None and len(weights) != len(rewards):
         raise RecipeError(
-            f"{recipe.path}: reward_weights has {len(weights)} numbers for {len(rewards)} rewards "
-            f"({', '.join(r.__name__ for r in rewards)}); give one weight a reward"
+            f"{recipe.place('reward_weights', 'rewards')}: reward_weights has {len(weights)} numbers for "
+            f"{len(rewards)} rewards ({', '.join(r.__name__ for r in rewards)}); give one weight a reward"
         )
 
 
-def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: Any) -> int:
-    """Longest prompt in tokens. Raises RecipeError when it and the longest completion exceed the model's context."""
+BATCH_FIELDS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_generations",
+)
+
+
+def check_rows(recipe: Recipe, problems: Problems) -> None:
+    """Enough training rows for one generation; TRL drops what is left over, and would end without a step."""
+    args, rows = recipe.training, len(problems.train)
+    needed = args.generation_batch_size // args.num_generations
+    if rows < needed:
+        raise RecipeError(
+            f"{recipe.place('train_size', 'dataset_path', *BATCH_FIELDS)}: {rows} training rows "
+            f"(train_size: {recipe.task.train_size}), but a generation takes {needed} prompts (generation_batch_size "
+            f"{args.generation_batch_size} / num_generations {args.num_generations}), so no step would be trained. Give "
+            f"{needed} rows or more, or a smaller per_device_train_batch_size, gradient_accumulation_steps or "
+            "steps_per_generation"
+        )
+
+
+def check_reporters(recipe: Recipe) -> None:
+    """
+    Each tracker of `report_to` is installed, and wandb has credentials or is told not to need them. Nothing is sent: wandb
+    would otherwise ask, or fail, only once the training begins.
+    """
+    for name in recipe.training.report_to:
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:
+            raise RecipeError(f"{recipe.place('report_to')}: report_to: {name}: {error}") from error
+        if name == "wandb" and not _wandb_is_ready():
+            raise RecipeError(
+                f"{recipe.place('report_to')}: report_to: wandb: there is no login on this machine. Run `wandb login` or set "
+                "WANDB_API_KEY; or set WANDB_MODE=offline, which keeps the figures here; or report_to: none"
+            )
+
+
+def _wandb_is_ready() -> bool:
+    import wandb
+
+    # Where `wandb.login` looks, without its call to the server
+    settings = wandb.setup().settings
+    kept = settings.api_key or getattr(settings, "identity_token_file", None) or get_netrc_auth(settings.base_url)
+    return settings.mode in ("offline", "dryrun", "disabled") or bool(kept)
+
+
+# What TRL's trainer hands to a reward function beside the columns of the rows
+GIVEN_TO_REWARDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def check_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None:
+    """The rows have the columns that each reward function needs."""
+    columns = {name: [value] for name, value in problems.train[0].items() if name != "prompt"}
+    for reward in rewards:
+        inner = reward.reward if isinstance(reward, UpToNextProblem) else reward
+        named = [
+            p for p in inspect.signature(inner).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        lacking = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
+        if not lacking and type(inner) in map(
+            type, REWARDS.values()
+        ):  # ours also say when neither of two columns is there
+            try:
+                inner(completions=[""], **columns)
+            except ValueError:
+                lacking = ["answer"]
+        if lacking:
+            raise RecipeError(
+                f"{recipe.place('rewards', 'task')}: rewards: {inner.__name__} needs the column {', '.join(lacking)}, and rows "
+                f"of task {recipe.task.task} have {', '.join(columns)}"
+            )
+
+
+def check_start(recipe: Recipe, trainer: Any) -> None:
+    """The optimizer, the schedule and the kernels can be had; transformers looks for them only once the training begins."""
+    args = recipe.training
+    names = ("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "use_liger_kernel")
+    try:
+        trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+        weight = torch.nn.Parameter(torch.zeros(1))
+        get_scheduler(args.lr_scheduler_type, torch.optim.SGD([weight]), 1, 2, args.lr_scheduler_kwargs)
+        if args.use_liger_kernel and not is_liger_kernel_available():
+            raise ImportError("use_liger_kernel: true needs the package liger-kernel: pip install liger-kernel")
+    except (ValueError, TypeError, ImportError) as error:
+        settings = ", ".join(f"{name}: {recipe.values[name]}" for name in names if name in recipe.values)
+        raise RecipeError(f"{recipe.place(*names)}: {settings}: {' '.join(str(error).split())}") from error
+
+
+def check_folder(recipe: Recipe) -> None:
+    """`output_dir` is a folder, or nothing yet."""
+    folder = Path(recipe.training.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{recipe.place('output_dir')}: output_dir: {folder} is a file; name a folder")
+
+
+def check_target_modules(recipe: Recipe, model: Any) -> None:
+    """Every module that the adapter's settings name is one of the model; peft passes over others beside one that is."""
+    paths = [path for path, _ in model.named_modules()]
+    for field in ("lora_target_modules", "lora_modules_to_save"):
+        names = getattr(recipe.model, field)
+        if not recipe.model.use_peft or names in (None, "all-linear"):
+            continue
+        # To peft a text is a pattern for the whole path, a list holds ends of paths
+        patterns = {names: names} if isinstance(names, str) else {n: rf"(.*\.)?{re.escape(n)}" for n in names}
+        for name, pattern in patterns.items():
+            try:
+                found = any(re.fullmatch(pattern, path) for path in paths)
+            except re.error:
+                found = False
+            if not found:
+                linear = sorted(
+                    {path.rpartition(".")[2] for path, m in model.named_modules() if hasattr(m, "in_features")}
+                )
+                raise RecipeError(
+                    f"{recipe.place(field)}: {field}: {recipe.model.model_name_or_path} has no module {name!r}"
+                    f"{nearest(name, linear)} (its linear ones: {', '.join(linear)})"
+                )
+
+
+def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: Any) -> tuple[int, float]:
+    """
+    Longest prompt in tokens, and the share of all prompts' tokens that stand for words the tokenizer does not know. Raises
+    RecipeError when the longest prompt and the longest completion exceed the model's context.
+    """
     limit = models.context_length(config)
     rows = problems.train + problems.heldout
     ids = prompt_ids(tokenizer, [row["prompt"] for row in rows], recipe.training.chat_template_kwargs)
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / max(sum(map(len, ids)), 1)
     longest = max(range(len(rows)), key=lambda i: len(ids[i]))
     length, new = len(ids[longest]), recipe.training.max_completion_length
     if limit is not None and length + new > limit:
         raise RecipeError(
-            f"{recipe.path}: a prompt of {length} tokens and max_completion_length {new} exceed the context of {limit} "
+            f"{recipe.place('max_completion_length', 'fewshot')}: "
+            f"a prompt of {length} tokens and max_completion_length {new} exceed the context of {limit} "
             f"tokens of {recipe.model.model_name_or_path}. The prompt: "
             f"{report.prompt_text(rows[longest]['prompt'])[:80]!r}... Lower max_completion_length or fewshot, or drop "
             "the row."
         )
-    return length
+    return length, unknown
 
 
 def check_reference(recipe: Recipe) -> None:
     """TRL loads the reference of a fully trained model from its path, which a GGUF file is not."""
     if models.is_gguf(recipe.model.model_name_or_path or "") and recipe.training.beta and not recipe.model.use_peft:
         raise RecipeError(
-            f"{recipe.path}: beta: {recipe.training.beta} with a GGUF file needs use_peft: true (the reference is then the "
+            f"{recipe.place('beta', 'use_peft', 'model_name_or_path')}: "
+            f"beta: {recipe.training.beta} with a GGUF file needs use_peft: true (the reference is then the "
             "disabled adapter); else set beta: 0"
         )
 
@@ -81,40 +218,55 @@ def check_reference(recipe: Recipe) -> None:
 def _conversational_without_template(recipe: Recipe, problems: Problems, tokenizer: Any) -> None:
     if isinstance(problems.train[0]["prompt"], list) and tokenizer.chat_template is None:
         raise RecipeError(
-            f"{recipe.path}: prompt_style: {recipe.task.prompt_style} is a conversation, and the tokenizer of "
+            f"{recipe.place('prompt_style', 'model_name_or_path')}: "
+            f"prompt_style: {recipe.task.prompt_style} is a conversation, and the tokenizer of "
             f"{recipe.model.model_name_or_path} has no chat template. Use prompt_style: plain for a base model."
         )
 
 
 def checkpoint_of(recipe: Recipe) -> str | None:
     """The checkpoint to resume from: `resume_from_checkpoint: true` takes the last one of the output folder."""
-    wanted = recipe.training.resume_from_checkpoint
+    wanted, place = recipe.training.resume_from_checkpoint, recipe.place("resume_from_checkpoint")
     if not wanted or wanted == "false":
         return None
     if wanted is not True and wanted != "true":
         if not Path(wanted).is_dir():
-            raise RecipeError(f"{recipe.path}: resume_from_checkpoint: there is no folder {wanted}")
+            raise RecipeError(f"{place}: resume_from_checkpoint: there is no folder {wanted}")
+        if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+            raise RecipeError(
+                f"{place}: resume_from_checkpoint: {wanted} is no checkpoint (no {TRAINER_STATE_NAME}); name a folder "
+                f"{PREFIX_CHECKPOINT_DIR}-N of a run"
+            )
         return wanted
     folder = Path(recipe.training.output_dir)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:
         raise RecipeError(
-            f"{recipe.path}: resume_from_checkpoint: {folder} holds no checkpoint; leave it out to start afresh, or "
+            f"{place}: resume_from_checkpoint: {folder} holds no checkpoint; leave it out to start afresh, or "
             "name a checkpoint's folder"
         )
     return last
 
 
 class Prepared:
-    """Everything a run needs, loaded and checked: the trainer, the rows and the held-out accuracy's reward."""
+    """
+    Everything a run needs, loaded and checked: the trainer, the rows and the held-out accuracy's reward.
 
-    def __init__(self, recipe: Recipe):
+    Args:
+        recipe: as read.
+        training: whether it will be trained, and not only measured, so that there must be rows for a step.
+    """
+
+    def __init__(self, recipe: Recipe, training: bool = True):
         task, args = recipe.task, recipe.training
         self.recipe = recipe
         self.folder = Path(args.output_dir)
         rewards = resolve_rewards(task.rewards, task)
         check_weights(recipe, rewards)
         check_reference(recipe)
+        if training:
+            check_folder(recipe)
+            check_reporters(recipe)
         self.checkpoint = checkpoint_of(recipe)
         (self.accuracy_reward,) = resolve_rewards([get_task(task.task).ACCURACY], task)
         with args.main_process_first(desc="model and rows", local=False):
@@ -122,12 +274,25 @@ class Prepared:
             self.tokenizer = models.load_tokenizer(recipe.model, args.trust_remote_code)
             config = models.load_config(recipe.model, args.trust_remote_code)
             self.problems = load_problems(task, self.tokenizer)
+        if training:
+            check_rows(recipe, self.problems)
+            check_columns(recipe, rewards, self.problems)
         _conversational_without_template(recipe, self.problems, self.tokenizer)
-        self.longest_prompt = check_lengths(recipe, self.problems, self.tokenizer, config)
+        self.longest_prompt, self.unknown = check_lengths(recipe, self.problems, self.tokenizer, config)
 
-        model = models.load_model(
-            recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
-        )
+        try:
+            model = models.load_model(
+                recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
+            )
+        except (ImportError, TypeError) as error:  # a kernel or an argument that there is not
+            names = [name for name in ("model_init_kwargs", "attn_implementation") if name in recipe.values]
+            settings = ", ".join(f"{name}: {recipe.values[name]}" for name in names)
+            raise RecipeError(
+                f"{recipe.place(*names)}: {recipe.model.model_name_or_path} cannot be loaded"
+                f"{f' with {settings}' if settings else ''}: {' '.join(str(error).split())}"
+            ) from error
+        if not isinstance(model, PeftModel):
+            check_target_modules(recipe, model)
         saved = {p: p.data for p in model.parameters() if p.requires_grad} if isinstance(model, PeftModel) else {}
         # The trainer gets the model itself; for a reference of its own TRL still needs to know the revision.
         args.model_init_kwargs = (
@@ -135,17 +300,27 @@ class Prepared:
         )
         self.recorder = report.RunRecorder(self.folder, self.problems.blind and self.problems.blind[0])
         self.interrupt = StopOnSignal()
-        self.trainer = GRPOMathTrainer(
-            model=model,
-            reward_funcs=rewards,
-            args=args,
-            train_dataset=Dataset.from_list(self.problems.train),
-            processing_class=self.tokenizer,
-            peft_config=None
-            if isinstance(model, PeftModel)
-            else get_peft_config(recipe.model),  # a saved adapter goes on
-            callbacks=[self.recorder, self.interrupt],
-        )
+        try:
+            self.trainer = GRPOMathTrainer(
+                model=model,
+                reward_funcs=rewards,
+                args=args,
+                train_dataset=Dataset.from_list(self.problems.train),
+                processing_class=self.tokenizer,
+                peft_config=None
+                if isinstance(model, PeftModel)
+                else get_peft_config(recipe.model),  # a saved adapter goes on
+                callbacks=[self.recorder, self.interrupt],
+            )
+        except (
+            ValueError,
+            ImportError,
+            OSError,
+        ) as error:  # options that contradict this model or machine, which it names
+            place = recipe.place(*re.findall(r"\w+", str(error)))
+            raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
+        if training:
+            check_start(recipe, self.trainer)
         self.recorder.trainer = self.interrupt.trainer = self.trainer
         if not args.disable_tqdm:  # the figures beside the bar; all of them are in metrics.jsonl
             self.trainer.remove_callback(ProgressCallback)
@@ -189,8 +364,10 @@ def evaluate(recipe: Recipe) -> list[str]:
         RecipeError: when the recipe holds nothing out.
     """
     if recipe.task.heldout_size == 0:
-        raise RecipeError(f"{recipe.path}: heldout_size: 0 leaves nothing to measure on; give a number of rows")
-    run = Prepared(recipe)
+        raise RecipeError(
+            f"{recipe.place('heldout_size')}: heldout_size: 0 leaves nothing to measure on; give a number of rows"
+        )
+    run = Prepared(recipe, training=False)
     accuracy = run.measure("held-out")
     lines = [
         f"{recipe.model.model_name_or_path} on {accuracy.n} held-out problems of {recipe.task.task}:",
@@ -285,20 +462,11 @@ def _train(run: Prepared) -> int:
     recipe, trainer, folder = run.recipe, run.trainer, run.folder
     main = trainer.accelerator.is_main_process
     console = Console(highlight=False, soft_wrap=True, quiet=not main)
-    folder.mkdir(parents=True, exist_ok=True)
-    if main:
-        aside = None if run.checkpoint else report.set_aside(folder)
-        if aside is not None:
-            console.print(f"An earlier run's files are now in {aside}.")
-        text = dump(
-            recipe.values, f"What {recipe.path.name} ran with.   Run: accelerate launch {folder / 'recipe.yaml'}"
-        )
-        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
     for line in describe(run):
         console.print(line)
 
     before, before_records = _before(run, main)
+    run.recorder.prepare = lambda: _first_files(run, before, before_records)
     started = time.perf_counter()
     try:
         if run.checkpoint and isinstance(trainer.model, PeftModel) and "ref" in trainer.model.peft_config:
@@ -307,7 +475,7 @@ def _train(run: Prepared) -> int:
         trainer.train(resume_from_checkpoint=run.checkpoint)
     finally:
         run.interrupt.restore()
-        if main:
+        if main and run.recorder.begun:
             report.draw_curve(folder, run.recorder.blind)
     seconds = time.perf_counter() - started
     if run.interrupt.stopped:
@@ -319,13 +487,14 @@ def _train(run: Prepared) -> int:
         console.print(f"Go on with: accelerate launch {folder / 'recipe.yaml'} --resume_from_checkpoint true")
         _end(trainer)
         return INTERRUPTED
+    run.recorder.begin()  # a resumed run that was done already has trained no step
     trainer.save_model(str(folder))
     after = run.measure("after")
     if main:
         summary = summarise(run, before, after, seconds)
         (folder / report.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         if after is not None:
-            _write_records(folder / "heldout_after.json", after)
+            _write_records(folder / "heldout_after.json", _figures(after), after.records)
         report.draw_curve(folder, run.recorder.blind)
         samples = (before_records, after.records) if after is not None and before_records is not None else None
         report.print_summary(console, folder, summary, samples)
@@ -333,6 +502,19 @@ def _train(run: Prepared) -> int:
         trainer.log({"heldout/accuracy": after.sampled.value, "heldout/greedy": after.greedy.value})
     _end(trainer)
     return 0
+
+
+def _first_files(run: Prepared, before: dict | None, records: list[dict] | None) -> None:
+    """Sets an earlier run's files aside, unless it is resumed, and writes what is known before the first step."""
+    folder, recipe = run.folder, run.recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = None if run.checkpoint else report.set_aside(folder)
+    if aside is not None:
+        tqdm.write(f"An earlier run's files are now in {aside}.")
+    text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: accelerate launch {folder / 'recipe.yaml'}")
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    if before is not None:
+        _write_records(folder / "heldout_before.json", before, records)
 
 
 # Functions on the way to an allocation that failed -> what the run was doing; the first of this list that is there decides
@@ -361,18 +543,25 @@ def out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeError) -> 
     error.__traceback__ = None
     console = Console(highlight=False, soft_wrap=True, stderr=True)
     console.print(f"Out of memory in the phase [bold]{phase}[/bold]: {str(error).splitlines()[0]}", markup=True)
-    resume = ""
+    if run is not None and run.recorder.begun:
+        recipe_file, given = run.folder / "recipe.yaml", {}
+    else:  # until its first step is finished a run has written no recipe of its own
+        recipe_file = recipe.path
+        given = {name: value for name, value in recipe.values.items() if name in recipe.overrides}
+    wanted = given.pop("resume_from_checkpoint", recipe.training.resume_from_checkpoint)
+    resumed_from, resume = checkpoint_of(recipe), ""
+    step = run.trainer.state.global_step if run is not None else 0
     if run is not None:
         trainer = run.trainer
         if not trainer.accelerator.is_main_process:
             return
-        step = trainer.state.global_step
         saved = run.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         trainer.model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if step == 0:
-            console.print("No step was finished: there is nothing to save.")
+            if not resumed_from:
+                console.print("No step was finished: there is nothing to save.")
         elif trainer.accelerator.num_processes > 1:
             console.print(f"Saved checkpoints are in {run.folder} (every {trainer.args.save_steps} steps).")
         else:
@@ -380,20 +569,27 @@ def out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeError) -> 
                 trainer._save_checkpoint(trainer.model, trial=None)
             console.print(f"Checkpoint of step {step}: {saved}")
             resume = " --resume_from_checkpoint true"
-        recipe_file = run.folder / "recipe.yaml"
-    else:
-        recipe_file = recipe.path
+    if resumed_from and step == 0:
+        resume = f" --resume_from_checkpoint {'true' if wanted in (True, 'true') else shlex.quote(str(wanted))}"
+        console.print(f"No step was finished since the resume: {resumed_from} still holds the run. To go on from it:")
+        console.print(f"  accelerate launch {recipe_file}{_words(given)}{resume}")
     longest = run.longest_prompt if run is not None else None
-    _say_what_fits(console, recipe_file if recipe_file.exists() else recipe.path, resume, longest)
+    _say_what_fits(console, recipe_file, given, resume, longest)
 
 
-def _say_what_fits(console: Console, recipe_file: Path, resume: str, longest_prompt: int | None) -> None:
+def _words(overrides: dict[str, Any]) -> str:
+    return "".join(f" {shlex.quote(word)}" for word in memory.as_arguments(overrides))
+
+
+def _say_what_fits(
+    console: Console, recipe_file: Path, given: dict[str, Any], resume: str, longest_prompt: int | None
+) -> None:
     # In a process of its own, on the CPU: this one still holds the card and has accelerate set up for it
     vram = []
     if torch.cuda.is_available():
         vram = ["--vram", f"{memory.room_of_this_process():.2f}"]
     console.print("Predicting what this recipe needs and what would fit ...")
-    command = [sys.executable, "-m", "grpo_math", "memory", str(recipe_file), "--json"]
+    command = [sys.executable, "-m", "grpo_math", "memory", str(recipe_file), *memory.as_arguments(given), "--json"]
     if longest_prompt is not None:
         command += ["--prompt_length", str(longest_prompt)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -416,11 +612,11 @@ def _say_what_fits(console: Console, recipe_file: Path, resume: str, longest_pro
         console.print("That should have fitted: is another program using the card? (nvidia-smi shows it.) Otherwise:")
         answer = ask(["--vram", f"{0.85 * answer['total'] / memory.GIB:.2f}"]) or answer
     for found in answer.get("suggestions", [])[:3]:
-        words = " ".join(memory.as_arguments(found["overrides"]))
         # Another optimizer or other trained weights cannot take up the states of the checkpoint
         afresh = {"optim", "use_peft"} & set(found["overrides"])
         cost = f"{found['cost']}{' (starts afresh)' if afresh and resume else ''}"
-        command_line = f"accelerate launch {recipe_file} {words}{'' if afresh else resume}"
+        words = _words({**given, **found["overrides"]})
+        command_line = f"accelerate launch {recipe_file}{words}{'' if afresh else resume}"
         console.print(f"  {memory.gib(found['total'])} GiB, {cost}: {command_line}")
     if not answer.get("suggestions"):
         console.print("Nothing that was tried fits: use a smaller model.")
@@ -439,6 +635,11 @@ def describe(run: Prepared) -> list[str]:
         f"{len(run.problems.heldout)} held out, longest prompt {run.longest_prompt} tokens.",
         f"Each generation: {batch // args.num_generations} prompts x {args.num_generations} completions of at most "
         f"{args.max_completion_length} tokens; loss {args.loss_type}, beta {args.beta}.",
+        *(
+            [f"The tokenizer does not know {run.unknown:.0%} of the prompts' words: this model cannot read the task."]
+            if run.unknown > 0.2
+            else []
+        ),
         *(["The reference policy is a second, frozen model in memory."] if trainer.ref_model is not None else []),
         *recipe.notes,
     ]
@@ -453,11 +654,7 @@ def _before(run: Prepared, main: bool) -> tuple[dict | None, list[dict] | None]:
     if stored is not None:
         return stored["figures"], stored["records"]
     before = run.measure("before")
-    if before is None:
-        return None, None
-    if main:
-        _write_records(kept, before)
-    return _figures(before), before.records
+    return (None, None) if before is None else (_figures(before), before.records)
 
 
 def _stored_before(run: Prepared, kept: Path) -> dict | None:
@@ -479,8 +676,8 @@ def _figures(accuracy: Accuracy) -> dict:
     }
 
 
-def _write_records(path: Path, accuracy: Accuracy) -> None:
-    content = {"figures": _figures(accuracy), "records": accuracy.records}
+def _write_records(path: Path, figures: dict, records: list[dict]) -> None:
+    content = {"figures": figures, "records": records}
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

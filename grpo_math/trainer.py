@@ -53,6 +53,15 @@ STATE_FILE = "grpo_math_state.json"
 BETA_STATE_FILE = "kl_ctrl_state.json"  # older checkpoints hold beta alone, in here
 DEFAULT_KL_HORIZON = 10_000
 
+SAVINGS = (
+    "skip_zero_advantage",
+    "trim_padding",
+    "sort_by_length",
+    "compact_lm_head",
+    "share_prefill",
+    "drop_finished",
+)
+
 # Means over the tokens of a micro-batch: of those that were scored, and of all, where a skipped row counts as zero
 SCORED_METRICS = ("entropy", "kl", "kl/k1", "kl/k2", "kl/k3")
 CLIP_METRICS = (
@@ -190,6 +199,12 @@ class GRPOMathConfig(GRPOConfig):
         return None
 
     def _check_savings(self):
+        for name in SAVINGS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: write True, False, or None for wherever it is exact.")
+        if not isinstance(self.embeddings_on_host, bool):
+            raise ValueError(f"embeddings_on_host={self.embeddings_on_host!r}: write True or False.")
         if self.skip_zero_advantage and self.needs_every_row():
             raise ValueError(
                 f"skip_zero_advantage=True and {self.needs_every_row()} contradict each other: rows whose advantage is "
@@ -209,7 +224,8 @@ class GRPOMathConfig(GRPOConfig):
                         f"{name}=True and {other}=True contradict each other: {name} works in transformers' own "
                         f"generation loop. Leave {name} out, or set {other}=False."
                     )
-        if self.dynamic_sampling < 0:
+        rounds = self.dynamic_sampling
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
             raise ValueError(f"dynamic_sampling={self.dynamic_sampling}: write a number of rounds, 0 for none.")
         if self.dynamic_sampling:
             across = {"scale_rewards": "batch", "multi_objective_aggregation": "normalize_then_sum"}
@@ -301,17 +317,7 @@ class GRPOMathTrainer(GRPOTrainer):
         self._kl_horizon = (math_args and math_args.kl_horizon) or DEFAULT_KL_HORIZON
         self._window_kl = []
         self._dynamic_sampling = math_args.dynamic_sampling if math_args else 0
-        self._saving = {
-            name: math_args is not None and getattr(math_args, name) is not False
-            for name in (
-                "skip_zero_advantage",
-                "trim_padding",
-                "sort_by_length",
-                "compact_lm_head",
-                "share_prefill",
-                "drop_finished",
-            )
-        }
+        self._saving = {name: math_args is not None and getattr(math_args, name) is not False for name in SAVINGS}
 
         if math_args is not None and math_args.embeddings_on_host:
             self._move_embeddings(model, kwargs.get("peft_config"))

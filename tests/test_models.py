@@ -129,6 +129,28 @@ def test_unknown_names_are_explained():
             models.load_tokenizer(ModelConfig(model_name_or_path=name))
 
 
+def test_a_folder_without_a_model_is_not_called_missing(tmp_path, small_chat_model):
+    import shutil
+
+    def said(load):
+        with pytest.raises(ModelError) as caught:
+            load(ModelConfig(model_name_or_path=str(tmp_path)))
+        assert f"the folder {tmp_path} is there" in str(caught.value)
+        return str(caught.value)
+
+    assert "no config.json, no tokenizer_config.json, no weights" in said(models.load_tokenizer)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(small_chat_model / name, tmp_path)
+    without_weights = said(lambda args: models.load_model(args, "float32"))
+    assert "has no weights" in without_weights
+    assert "config.json," not in without_weights
+    with pytest.raises(ModelError, match=r"config\.json is a file, and no GGUF file"):
+        models.load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path / "config.json")))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"adapter_config\.json is not the configuration of an adapter"):
+        models.load_config(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
 # --- GGUF -------------------------------------------------------------------------------------------------------------
 
 

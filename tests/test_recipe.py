@@ -152,9 +152,87 @@ def test_a_wrong_recipe_names_the_file_and_the_fix(tmp_path, text, says):
     assert all(word in str(caught.value) for word in [str(path), *says])
 
 
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--learning_rate", "-1"], ["learning_rate: -1", "at least 0"]),
+        (["--learning_rate", "nan"], ["learning_rate: nan", "at least 0"]),
+        (["--beta", ".nan"], ["beta: nan", "at least 0"]),
+        (["--warmup_steps", "-3"], ["warmup_steps: -3", "at least 0"]),
+        (["--per_device_train_batch_size", "0"], ["per_device_train_batch_size: 0", "at least 1"]),
+        (["--gradient_accumulation_steps", "-2"], ["gradient_accumulation_steps: -2", "at least 1"]),
+        (["--num_generations", "0"], ["num_generations: 0", "2 or more"]),
+        (["--steps_per_generation", "0"], ["steps_per_generation: 0", "at least 1"]),
+        (["--use_peft", "--lora_r", "0"], ["lora_r: 0", "at least 1"]),
+        (["--use_peft", "--lora_dropout", "1"], ["lora_dropout: 1", "below 1"]),
+        (["--max_steps", "0"], ["max_steps: 0", "grpo-math eval", "-1"]),
+        (["--reward_weights", "inf"], ["reward_weights: [inf]", "finite"]),
+        (["--seed", "-1"], ["seed: -1", "4294967295"]),
+        (["--temperature", "0"], ["temperature: 0", "above 0"]),
+        (["--num_generations", "3"], ["num_generations (3)"]),
+        (["--report_to", "wandbb"], ["did you mean wandb"]),
+        (["--load_in_4bit", "true"], ["load_in_4bit: true", "use_peft: true"]),
+        (["--lora_r", "8"], ["lora_r: 8", "without use_peft: true"]),
+        (["--lora_dropout", "0"], ["lora_dropout: 0", "without use_peft: true"]),
+        (["--use_dora", "true"], ["use_dora: True", "without use_peft: true"]),
+    ],
+)
+def test_a_value_that_no_run_can_use_is_refused_and_the_command_line_is_named(tiny_recipe, argv, says):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tiny_recipe, argv)
+    assert str(caught.value).startswith("command line: ")
+    assert all(word in str(caught.value) for word in says)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("argv", [["--max_steps", "-1"], ["--learning_rate", "0"], ["--save_total_limit", "null"]])
+def test_values_on_the_edge_of_what_a_run_can_use_are_taken(tiny_recipe, argv):
+    assert load_recipe(tiny_recipe, argv).overrides == {argv[0][2:]}
+
+
+def test_the_file_is_named_for_its_own_values(tmp_path, tiny_recipe):
+    path = write(tmp_path, "learning_rate: -1\nbeta: 0.1\n")
+    with pytest.raises(RecipeError, match=rf"^{path}: learning_rate: -1"):
+        load_recipe(path, ["--beta", "0.2"])
+    recipe = load_recipe(tiny_recipe, ["--beta", "0.2"])
+    assert recipe.place("beta", "learning_rate") == "command line"
+    assert recipe.place("learning_rate") == str(tiny_recipe)
+
+
+def test_a_recipes_adapter_can_be_switched_off_and_the_dumped_recipe_loads(tmp_path):
+    recipe = load_recipe(ROOT / "recipes" / "gsm8k.yaml", ["--use_peft", "false"])
+    assert not recipe.model.use_peft
+    assert not load_recipe(write(tmp_path, room.dump(recipe.values, "a run"))).model.use_peft
+    with pytest.raises(RecipeError, match=r"r\.yaml: lora_r: 8 has no effect without use_peft"):
+        load_recipe(write(tmp_path, "lora_r: 8\n"))
+
+
+def test_one_target_module_is_a_name_and_not_a_pattern(tiny_recipe):
+    def targets(*words):
+        return load_recipe(tiny_recipe, ["--use_peft", "--lora_target_modules", *words]).model.lora_target_modules
+
+    assert targets("q_proj") == ["q_proj"]
+    assert targets("q_proj", "v_proj") == ["q_proj", "v_proj"]
+    assert targets("all-linear") == "all-linear"
+    assert targets(".*q_proj") == ".*q_proj"
+
+
+def test_every_range_is_that_of_a_field():
+    assert set(room.RANGES) <= set(room.fields())
+
+
 def test_a_missing_recipe_is_named_with_the_nearest(tiny_recipe):
     with pytest.raises(RecipeError, match=r"did you mean .*countdown_tiny\.yaml"):
         load_recipe(tiny_recipe.with_name("countdown_tny.yaml"))
+
+
+def test_what_is_no_recipe_is_named(tmp_path, tiny_recipe):
+    with pytest.raises(RecipeError, match=r"is a folder, not a recipe; it holds .*countdown_tiny\.yaml"):
+        load_recipe(tiny_recipe.parent)
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=rf"{path} is not valid YAML"):
+        load_recipe(path)
 
 
 def test_what_is_dumped_reads_back(tmp_path, tiny_recipe):

@@ -239,6 +239,18 @@ def test_wrong_options_are_errors_that_name_the_right_ones():
         get_countdown_accuracy(forms=("bold",))
     with pytest.raises(ValueError, match="unknown answer form 'tag'"):
         get_gsm8k_accuracy(forms=["tag"])
+    for options in ({"forms": ()}, {"forms": None}, {"forms": True}, {"allow_bare": "no"}):
+        for make in (get_gsm8k_accuracy, get_gsm8k_exact_match, get_countdown_accuracy, get_countdown_proximity):
+            with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+                make(**options)
+    for spellings in ((), "some", None):
+        with pytest.raises(ValueError, match=r"spellings is .*; it must be True .* or False"):
+            get_countdown_accuracy(spellings=spellings)
+
+
+def test_without_any_form_only_a_bare_answer_counts():
+    reward = get_gsm8k_accuracy(forms=(), allow_bare=True)
+    assert reward(completions=["so 18", "so #### 18 of 20"], answer=["18", "18"]) == [1.0, 0.0]
 
 
 def test_outcomes_are_logged_under_names_of_their_own():

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import GSM8K_ROWS, ROOT
 
-from grpo_math import cli, report
+from grpo_math import cli, models, report
 from grpo_math.recipe import read_yaml
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
@@ -179,6 +179,16 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
     assert b"frac_reward_zero_std" in stored.read_bytes()
 
 
+def no_wandb_login(tmp_path, monkeypatch):
+    """A machine on which nobody has logged in to wandb."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb"))
+    wandb.teardown()  # it reads the environment once a process
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +198,7 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
         (["--loss_type", "dpao"], "did you mean dapo"),
         (["--num_generations", "3"], "divisible by num_generations (3)"),
         (["--rewards", "accuracy"], "'accuracy' is not known"),
-        (["--task", "gsm9k"], "'gsm9k' is not known"),
+        (["--task", "gsm9k"], "'gsm9k' is not known; did you mean gsm8k? (choices: gsm8k, countdown)"),
         (["--reward_weights", "1", "2"], "reward_weights has 2 numbers for 1 rewards"),
         (["--dataset_path", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--max_completion_length", "60"], "exceed the context of 64 tokens"),
@@ -196,8 +206,32 @@ def test_wandb_offline_gets_the_metrics(tiny_recipe, tmp_path, short, monkeypatc
         (["--resume_from_checkpoint", "true"], "holds no checkpoint"),
         (["--resume_from_checkpoint", "nowhere"], "there is no folder nowhere"),
         (["--model_name_or_path", "no/such"], "neither a local folder nor reachable"),
-        (["--heldout_size", "100000"], "found only"),
+        (["--heldout_size", "100000"], "more than there are different problems (at most 7650"),
+        (["--train_size", "100000000"], "train_size: 100000000 generated problems are too many"),
+        (["--countdown_min", "60"], "countdown_min: 60 is above countdown_max: 50"),
+        (["--countdown_target_max", "-1"], "countdown_target_min: 0 is above countdown_target_max: -1"),
+        (["--countdown_operands", "5"], "countdown_operands: [5] must each be 2, 3 or 4"),
+        (["--countdown_operators", "+%"], "countdown_operators: '+%' may hold only '+-*/'"),
+        (
+            ["--rewards", "gsm8k_accuracy"],
+            "gsm8k_accuracy needs the column answer, and rows of task countdown",
+        ),
+        (
+            ["--rewards", "wants_more.reward"],
+            "reward needs the column steps, and rows of task countdown have nums, target",
+        ),
+        (["--rewards", "."], "rewards: '.' cannot be imported"),
+        (["--fewshot", "1"], "fewshot: 1 has no effect with prompt_style: compact"),
+        (["--resume_from_checkpoint", "recipes"], "recipes is no checkpoint (no trainer_state.json)"),
+        (["--output_dir", str(ROOT / "README.md")], "is a file; name a folder"),
+        (["--accelerator_config", "nowhere.json"], "nowhere.json"),
+        (["--rewards", "countdown_acuracy"], "did you mean countdown_accuracy?"),
+        (["--rewards", "grpo_math.rewards.COUNTDOWN_FORMS"], "not a function"),
         (["--model_name_or_path", "model.gguf", "--beta", "0.1"], "needs use_peft: true"),
+        (["--train_size", "7"], "7 training rows (train_size: 7), but a generation takes 8 prompts"),
+        (["--model_name_or_path", str(ROOT)], f"the folder {ROOT} is there, but has no config.json"),
+        (["--report_to", "wandb"], "report_to: wandb: there is no login"),
+        (["--report_to", "comet_ml"], "report_to: comet_ml: CometCallback requires comet-ml"),
     ],
 )
 def test_bad_input_is_one_clear_line_before_the_model_loads(
@@ -207,12 +241,43 @@ def test_bad_input_is_one_clear_line_before_the_model_loads(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("grpo_math.models.load_model", no_model)
-    assert run(tiny_recipe, tmp_path / "out", *overrides) == 2
+    no_wandb_login(tmp_path, monkeypatch)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "wants_more.py").write_text(
+        "def reward(completions, steps, **kwargs):\n    return [0.0] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    models.tiny_model_folder()
+    capsys.readouterr()  # what making the tiny model has printed
+    folder = [] if "--output_dir" in overrides else ["--output_dir", str(tmp_path / "out")]
+    assert cli.main(["train", str(tiny_recipe), "--disable_tqdm", "true", *folder, *overrides]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kept_in", ["WANDB_API_KEY", "WANDB_MODE", "NETRC"])
+def test_a_wandb_login_is_found_without_asking_the_server(tmp_path, monkeypatch, kept_in):
+    import socket
+
+    from grpo_math import run as module
+
+    def no_network(*args, **kwargs):
+        raise AssertionError("the server was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    no_wandb_login(tmp_path, monkeypatch)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    assert not module._wandb_is_ready()
+    if kept_in == "NETRC":
+        (tmp_path / "netrc").write_text("machine wandb.example\n  login user\n  password " + "0" * 40 + "\n")
+        (tmp_path / "netrc").chmod(0o600)
+    else:
+        monkeypatch.setenv(kept_in, {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}[kept_in])
+    sys.modules["wandb"].teardown()  # it reads the environment once a process
+    assert module._wandb_is_ready()
 
 
 def test_an_answer_column_that_does_not_parse_is_named(tmp_path, capsys, small_chat_model):
@@ -233,13 +298,100 @@ def test_a_second_run_keeps_the_first(tiny_recipe, tmp_path, short, capsys):
     assert "earlier-1" in capsys.readouterr().out
 
 
-def test_commands_explain_themselves(capsys):
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("failing", ["_before", "_generate_single_turn"])
+def test_a_run_that_fails_before_its_first_step_leaves_the_earlier_one_alone(
+    tiny_recipe, tmp_path, short, monkeypatch, failing
+):
+    from grpo_math import run as module
+
+    def fail(*args, **kwargs):
+        raise Stop
+
+    assert run(tiny_recipe, tmp_path, *short) == 0
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(module if failing == "_before" else module.GRPOMathTrainer, failing, fail)
+    with pytest.raises(Stop):
+        run(tiny_recipe, tmp_path, *short, "--seed", "5")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == left
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--use_peft", "--lora_target_modules", "q_prj", "v_proj"], "has no module 'q_prj'; did you mean q_proj?"),
+        (["--use_peft", "--lora_target_modules", ".*nosuch"], "has no module '.*nosuch'"),
+        (
+            ["--use_peft", "--lora_modules_to_save", "nosuch"],
+            "lora_modules_to_save: builtin/countdown-tiny has no module",
+        ),
+        (["--share_prefill", "true", "--cache_implementation", "static"], "share_prefill=True cannot act here"),
+        (["--model_init_kwargs", "{nosuch: 1}"], "cannot be loaded with model_init_kwargs: {'nosuch': 1}"),
+        (["--optim", "lomo"], "You need to install `lomo_optim`"),
+        (["--optim_args", "foo"], "optim_args: foo"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
+        (["--use_liger_kernel", "true"], "pip install liger-kernel"),
+    ],
+)
+def test_what_only_the_model_can_refuse_is_one_line_from_the_command_line(
+    tiny_recipe, tmp_path, short, capsys, overrides, says
+):
+    assert run(tiny_recipe, tmp_path / "out", *short, *overrides) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("grpo-math: error: command line: ")
+    assert says in error
+
+
+def test_a_tokenizer_that_cannot_write_the_stop_mark_runs_and_says_that_it_cannot_read(
+    tmp_path, gsm8k_folder, short, capsys
+):
+    code = run(
+        ROOT / "recipes" / "report_gsm8k.yaml", tmp_path / "out", *short, "--optim", "adamw_torch",
+        "--model_name_or_path", "builtin/countdown-tiny", "--dataset_path", str(gsm8k_folder),
+        "--max_completion_length", "4",
+    )  # fmt: skip
+    assert code == 0
+    assert "of the prompts' words: this model cannot read the task" in capsys.readouterr().out
+
+
+def test_commands_explain_themselves(capsys, tmp_path):
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
     assert cli.main(["trian"]) == 2
     assert cli.main(["fields", "num_generations_eval"]) == 0
     assert "num_generations_eval: int | None   (GRPOMathConfig)" in capsys.readouterr().out
+    assert cli.main(["fields", "learning_rat_"]) == 2
+    assert "no field has 'learning_rat_' in its name or help; did you mean learning_rate?" in capsys.readouterr().err
     assert cli.main(["report", os.devnull]) == 2
+    (tmp_path / "metrics.jsonl").write_text("not json\n{}\n")
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "metrics.jsonl, line 1 is not JSON" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path), "--json"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("train", ["grpo-math train RECIPE", "--resume_from_checkpoint", "130"]),
+        ("eval", ["grpo-math eval RECIPE", "--model_name_or_path FOLDER", "heldout_size"]),
+        (
+            "memory",
+            ["--vram GIB", "--prompt_length TOKENS", "--solve", "--measure", "--json", "0 it fits", "1 it does not"],
+        ),
+        ("report", ["grpo-math report FOLDER", "reward_curve.png"]),
+        ("fields", ["grpo-math fields [TEXT]"]),
+    ],
+)
+def test_each_command_explains_its_options(capsys, command, says):
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in says)
+    if command != "fields":
+        assert cli.main([command]) == 2
+        assert f"usage: grpo-math {command}" in capsys.readouterr().err
 
 
 # --- out of memory ----------------------------------------------------------------------------------------------------
@@ -293,6 +445,37 @@ def test_out_of_memory_leaves_a_checkpoint_and_says_what_fits(tiny_recipe, tmp_p
         run(tiny_recipe, tmp_path, "--max_steps", "6", "--heldout_size", "0", "--resume_from_checkpoint", "true") == 0
     )
     assert json.loads((tmp_path / "summary.json").read_text())["resumed_at"] == 3
+
+
+def test_out_of_memory_right_after_a_resume_names_the_checkpoint(tiny_recipe, tmp_path, capsys, monkeypatch):
+    from grpo_math import run as module
+
+    asked = []
+    monkeypatch.setattr(
+        module.subprocess,
+        "run",
+        lambda command, **kwargs: asked.append(command) or subprocess.CompletedProcess(command, 1, "", "no answer"),
+    )
+    words = ["--max_steps", "2", "--save_steps", "1", "--heldout_size", "2", "--learning_rate", "1e-4"]
+    assert run(tiny_recipe, tmp_path, *words) == 0
+    (tmp_path / "checkpoint-2").rename(tmp_path / "gone")
+
+    def measure(*args, **kwargs):
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "measure", measure)
+    (tmp_path / "heldout_before.json").unlink()
+    assert run(tiny_recipe, tmp_path, *words, "--resume_from_checkpoint", "true") == 1
+    said = capsys.readouterr().err
+    assert "in the phase held-out" in said
+    assert f"{tmp_path / 'checkpoint-1'} still holds the run" in said
+    assert f"accelerate launch {tiny_recipe} " in said
+    assert "--learning_rate 0.0001" in said
+    assert said.count("--resume_from_checkpoint true") == 1
+    assert "--learning_rate" in asked[0]
+    assert "--resume_from_checkpoint" not in asked[0]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shlex
 import types
 from collections import Counter
 from fractions import Fraction
@@ -12,7 +13,7 @@ from conftest import GSM8K_ROWS, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_math import rewards
+from grpo_math import cli, rewards
 from grpo_math.expressions import evaluate
 from grpo_math.models import tiny_task_config
 from grpo_math.tasks import TASKS, TaskConfig, TaskError, countdown, gsm8k, load_problems, resolve_rewards
@@ -218,12 +219,44 @@ def test_balanced_classes_have_equal_shares():
 
 
 def test_settings_that_admit_too_few_problems_are_an_error():
-    with pytest.raises(TaskError, match=r"distinct held-out Countdown problems of 5000.*countdown_operands=\[2\]"):
+    with pytest.raises(TaskError, match=r"distinct held-out Countdown problems of 200 .*countdown_operands=\[2\]"):
+        countdown.load_rows(generated(countdown_operands=[2], countdown_max=9, heldout_size=200, countdown_unique=True))
+    with pytest.raises(TaskError, match=r"heldout_size: 5000 is more than there are different problems \(at most 270"):
         countdown.load_rows(generated(countdown_operands=[2], countdown_max=9, heldout_size=5000))
     with pytest.raises(TaskError, match="countdown_operators"):
         countdown.load_rows(generated(countdown_operators="+^"))
     with pytest.raises(TaskError, match="countdown_operands"):
         countdown.load_rows(generated(countdown_operands=[7]))
+
+
+@pytest.mark.parametrize(
+    ("operands", "smallest", "largest", "target_max"),
+    [([2], 1, 9, 100), ([2], -3, 4, 3), ([3], 1, 4, 20), ([2, 3], 2, 2, 5), ([4], 1, 2, 6)],
+)
+def test_there_are_no_more_problems_than_the_bound_says(operands, smallest, largest, target_max):
+    config = generated(
+        countdown_operands=operands,
+        countdown_min=smallest,
+        countdown_max=largest,
+        countdown_target_min=-2,
+        countdown_target_max=target_max,
+    )
+    problems = {
+        (nums, target)
+        for k in operands
+        for nums in itertools.combinations_with_replacement(range(smallest, largest + 1), k)
+        for targets in countdown._problems_of(nums, config).values()
+        for target in targets
+    }
+    assert 0 < len(problems) <= countdown.most_problems(config)
+
+
+@pytest.mark.parametrize(("delay", "shown"), [(0, True), (60, False)])
+def test_only_a_generation_that_lasts_shows_how_far_it_is(monkeypatch, capsys, delay, shown):
+    bar = countdown.tqdm
+    monkeypatch.setattr(countdown, "tqdm", lambda *args, **kwargs: bar(*args, **{**kwargs, "delay": delay}))
+    countdown.load_rows(generated(train_size=3, heldout_size=0))
+    assert ("generating problems" in capsys.readouterr().err) == shown
 
 
 @pytest.mark.parametrize("balance", ["numbers", "classes", "none"])
@@ -395,7 +428,7 @@ def test_shuffled_numbers_are_the_same_problem():
     assert countdown.content_key({"nums": nums, "target": 9}) == countdown.content_key({"nums": shuffled, "target": 9})
 
 
-def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch):
+def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch, tmp_path, capsys):
     readme = (ROOT / "README.md").read_text()
     source = readme.split("## A task of your own")[1].split("```python\n")[1].split("```")[0]
     parity = types.ModuleType("parity")
@@ -409,3 +442,9 @@ def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch):
     row = problems.train[0]
     completion = [{"role": "assistant", "content": f"<think>x</think><answer>{row['answer']}</answer>"}]
     assert reward(completions=[completion], answer=[row["answer"]]) == [1.0]
+
+    command = readme.split("## A task of your own")[1].split("```sh\n")[1].split("```")[0]
+    launcher, launch, recipe, *words = shlex.split(command.replace("\\\n", " "))
+    assert (launcher, launch) == ("accelerate", "launch")
+    assert cli.main(["train", str(ROOT / recipe), *words[:-1], str(tmp_path), "--disable_tqdm", "true"]) == 0
+    assert "cannot read the task" in capsys.readouterr().out

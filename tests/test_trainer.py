@@ -40,6 +40,28 @@ def config(tmp_path, **options):
     return GRPOMathConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
 
 
+# --- the README ---
+
+
+def readme_snippets():
+    """The README's Python blocks that train."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    return [block.split("```")[0] for block in text.split("```python\n")[1:] if ".train()" in block.split("```")[0]]
+
+
+def test_there_are_two_snippets_that_train():
+    assert len(readme_snippets()) == 2
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_readmes_snippets_run_as_pasted(number, tmp_path, monkeypatch, small_chat_model):
+    monkeypatch.chdir(tmp_path)
+    snippet = readme_snippets()[number]
+    assert snippet.count("Qwen/Qwen2.5-0.5B-Instruct") == 1
+    exec(snippet.replace("Qwen/Qwen2.5-0.5B-Instruct", str(small_chat_model)), {})
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+
+
 # --- a drop-in ---
 
 
@@ -149,6 +171,11 @@ def test_evaluation_reports_trls_metrics(tmp_path):
             ["drop_finished=True", "use_transformers_continuous_batching=True", "Leave drop_finished out"],
         ),
         ({"dynamic_sampling": -1}, ["dynamic_sampling=-1", "0 for none"]),
+        ({"dynamic_sampling": 1.5}, ["dynamic_sampling=1.5", "0 for none"]),
+        ({"dynamic_sampling": True}, ["dynamic_sampling=True", "0 for none"]),
+        ({"skip_zero_advantage": "maybe"}, ["skip_zero_advantage='maybe'", "True, False, or None"]),
+        ({"drop_finished": 1}, ["drop_finished=1", "True, False, or None"]),
+        ({"embeddings_on_host": "no"}, ["embeddings_on_host='no'", "True or False"]),
         ({"dynamic_sampling": 2, "scale_rewards": "batch"}, ["dynamic_sampling=2", "scale_rewards='batch'"]),
         (
             {"dynamic_sampling": 2, "multi_objective_aggregation": "normalize_then_sum"},

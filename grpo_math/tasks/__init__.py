@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from grpo_math.tasks import countdown, gsm8k
-from grpo_math.tasks.base import PLAIN_STOP, TaskConfig, TaskError, build_prompt
+from grpo_math.tasks.base import PLAIN_STOP, TaskConfig, TaskError, build_prompt, nearest
 
 __all__ = ["TASKS", "Problems", "TaskConfig", "TaskError", "get_task", "load_problems", "resolve_rewards"]
 
@@ -22,7 +22,7 @@ TASKS: dict[str, ModuleType] = {"gsm8k": gsm8k, "countdown": countdown}
 def get_task(name: str) -> ModuleType:
     """The task's module. Raises TaskError with the known names."""
     if name not in TASKS:
-        raise TaskError(f"task: {name!r} is not known; choose one of {', '.join(TASKS)}")
+        raise TaskError(f"task: {name!r} is not known{nearest(name, TASKS)} (choices: {', '.join(TASKS)})")
     return TASKS[name]
 
 
@@ -56,6 +56,10 @@ def load_problems(config: TaskConfig, tokenizer: Any = None) -> Problems:
     task = get_task(config.task)
     if config.prompt_style == "compact" and not hasattr(task, "compact_text"):
         raise TaskError(f"prompt_style: compact is not defined for task {config.task}; it is for the tiny model")
+    if config.prompt_style == "compact" and config.fewshot:
+        raise TaskError(
+            f"fewshot: {config.fewshot} has no effect with prompt_style: compact, which shows no worked examples"
+        )
     train, heldout = task.load_rows(config)
     examples, train = take_examples(task, train, config)
     if not train:
@@ -133,8 +137,12 @@ def _resolve_reward(name: str, style: str) -> Callable:
             sys.path.insert(0, os.getcwd())
         try:
             reward = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise TaskError(f"rewards: {name!r} cannot be imported: {error}") from error
+        if not callable(reward) or not hasattr(reward, "__name__"):
+            raise TaskError(
+                f"rewards: {name!r} is {reward!r}, not a function (callable, with a __name__ to log it under)"
+            )
     elif bare and f"get_{name}" in vars(rewards):
         # Whatever way a base model has of stating an answer counts: all markers, and none.
         forms = {"forms": rewards.COUNTDOWN_FORMS} if name.startswith("countdown") else {}
@@ -144,6 +152,7 @@ def _resolve_reward(name: str, style: str) -> Callable:
     else:
         known = ", ".join(rewards.REWARDS)
         raise TaskError(
-            f"rewards: {name!r} is not known; use one of {known}, or a dotted path such as my_module.my_reward"
+            f"rewards: {name!r} is not known{nearest(name, rewards.REWARDS)} (choices: {known}, or a dotted path such as "
+            "my_module.my_reward)"
         )
     return UpToNextProblem(reward) if style == "plain" else reward

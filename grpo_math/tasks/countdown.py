@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+
+from tqdm.auto import tqdm
 
 from grpo_math.tasks.base import Example, TaskConfig, TaskError, read_rows, split_rows
 
@@ -26,6 +29,7 @@ HUB_SPLITS = ("train", None)  # the data set has one split: the held-out problem
 ACCURACY = "countdown_accuracy"
 DEFAULT_REWARDS = ("countdown_accuracy",)
 OPERATORS = "+-*/"
+MAX_GENERATED = 1_000_000  # rows are kept in memory, formatted, at about a kilobyte each
 DEFAULT_TRAIN_SIZE = 1000  # generated training problems when the recipe does not say
 MAX_DRAWS = 5_000  # draws of numbers for one problem before the generator gives up
 MAX_OPERANDS = 6  # the solver enumerates all expressions; beyond six numbers that takes minutes
@@ -158,7 +162,9 @@ def generate(count: int, config: TaskConfig, seed: int, heldout: bool) -> list[d
     rng = random.Random(seed)
     classes = {k: sorted(_all_classes(k, config.countdown_operators)) for k in config.countdown_operands}
     rows, seen = [], set()
-    while len(rows) < count:
+    # Only a long generation shows its bar
+    bar = tqdm(range(count), desc="generating problems", unit="", delay=2, leave=False)
+    for _ in bar:
         operands = rng.choice(config.countdown_operands)
         kind = rng.choice(classes[operands])
         for _ in range(MAX_DRAWS):
@@ -207,6 +213,44 @@ def check_row(row: dict, place: str) -> dict:
     return {"nums": nums, "target": target, "kind": row.get("kind") or f"{len(nums)} numbers"}
 
 
+def most_problems(config: TaskConfig) -> int:
+    """An upper bound of how many different problems the generator's settings admit, on both sides of the split together."""
+    size = config.countdown_max - config.countdown_min + 1
+    targets = config.countdown_target_max - config.countdown_target_min + 1
+    # k numbers in any order; each lot reaches at most every target, two numbers at most six
+    return sum(
+        math.comb(size + k - 1, k) * (min(targets, 6) if k == 2 else targets) for k in set(config.countdown_operands)
+    )
+
+
+def check_generator(config: TaskConfig) -> None:
+    """Raise TaskError for settings of the generator that contradict each other, or that it does not know."""
+    if not config.countdown_operators or not set(config.countdown_operators) <= set(OPERATORS):
+        raise TaskError(
+            f"countdown_operators: {config.countdown_operators!r} may hold only {OPERATORS!r}, and one of them"
+        )
+    if not config.countdown_operands or not all(2 <= k <= 4 for k in config.countdown_operands):
+        raise TaskError(f"countdown_operands: {config.countdown_operands} must each be 2, 3 or 4")
+    for low, high in (("countdown_min", "countdown_max"), ("countdown_target_min", "countdown_target_max")):
+        if getattr(config, low) > getattr(config, high):
+            raise TaskError(
+                f"{low}: {getattr(config, low)} is above {high}: {getattr(config, high)}; lower the one or raise the other"
+            )
+    for name in ("train_size", "heldout_size"):
+        if (getattr(config, name) or 0) > MAX_GENERATED:
+            raise TaskError(
+                f"{name}: {getattr(config, name)} generated problems are too many to keep in memory; give {MAX_GENERATED} at "
+                "most (further steps go over the rows again)"
+            )
+    if config.heldout_size > most_problems(config):
+        raise TaskError(
+            f"heldout_size: {config.heldout_size} is more than there are different problems (at most "
+            f"{most_problems(config)} with countdown_operands={config.countdown_operands}, numbers {config.countdown_min}.."
+            f"{config.countdown_max}, targets {config.countdown_target_min}..{config.countdown_target_max}). Ask for fewer, "
+            "or widen a range"
+        )
+
+
 def load_rows(config: TaskConfig) -> tuple[list[dict], list[dict]]:
     """Training and held-out rows, disjoint by content.
 
@@ -214,11 +258,7 @@ def load_rows(config: TaskConfig) -> tuple[list[dict], list[dict]]:
         two lists of `{"nums": list[int], "target": int, "kind": str}`.
     """
     if config.dataset_path == "generated":
-        bad = set(config.countdown_operators) - set(OPERATORS)
-        if bad or not config.countdown_operators:
-            raise TaskError(f"countdown_operators: {config.countdown_operators!r} may hold only {OPERATORS!r}")
-        if not config.countdown_operands or not all(2 <= k <= 4 for k in config.countdown_operands):
-            raise TaskError(f"countdown_operands: {config.countdown_operands} must each be 2, 3 or 4")
+        check_generator(config)
         train = generate(config.train_size or DEFAULT_TRAIN_SIZE, config, config.task_seed, heldout=False)
         return train, generate(config.heldout_size, config, config.task_seed, heldout=True)
     raw = read_rows(config, HUB_DATASET, HUB_SPLITS[0], env="GRPO_MATH_COUNTDOWN", wanted="columns nums, target")
