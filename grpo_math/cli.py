@@ -55,7 +55,7 @@ Predicts the GPU memory that the recipe needs, without a GPU, and which small ch
   --vram GIB          the card's memory, a number above 0; else what this machine's CUDA device has free, else 8
   --prompt_length TOKENS   longest prompt; else counted from the rows, else that of the task's published rows
   --solve             also search the largest micro-batch and the longest completion that fit
-  --measure           also run two real micro-batches with random weights and show them beside the prediction
+  --measure           also run two real steps with random weights and show them beside the prediction
   --json              print one JSON object instead of tables
 
 exit code: 0 it fits, 1 it does not, 2 something given is wrong""",

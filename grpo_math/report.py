@@ -48,9 +48,9 @@ class RunRecorder(TrainerCallback):
         self.first_step = 0
         self.begun = False
         self.trainer: Any = None  # set by the run once the trainer exists
-        self.prepare: Callable[[], None] = lambda: (
-            None
-        )  # set by the run: makes room for its files, writes the first ones
+        self.prepare: Callable[[], None] | None = (
+            None  # set by the run: makes room for its files, writes the first ones
+        )
 
     def begin(self) -> None:
         """The first files, once; on every process, since none may save a checkpoint before the folder is cleared."""
@@ -58,7 +58,8 @@ class RunRecorder(TrainerCallback):
             return
         self.begun = True
         if self.trainer.accelerator.is_main_process:
-            self.prepare()
+            if self.prepare is not None:
+                self.prepare()
             # After a resume, what lies beyond the checkpoint is written again.
             for name in (METRICS, COMPLETIONS):
                 path = self.folder / name

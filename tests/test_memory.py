@@ -390,7 +390,13 @@ def test_two_real_steps_are_measured(small_values):
         return contextlib.nullcontext()
 
     dry_run(recipe, memory.model_config(recipe), 8, fake=False, meter=meter)
-    step = ["training", "scoring", "generation", "training", "optimizer"]  # a step generates within its first micro-batch
+    step = [
+        "training",
+        "scoring",
+        "generation",
+        "training",
+        "optimizer",
+    ]  # a step generates within its first micro-batch
     assert [phase for phase in phases if phase != "load"] == [*step, *step]
 
 

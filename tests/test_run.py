@@ -262,7 +262,7 @@ def test_bad_input_is_one_clear_line_before_the_model_loads(
 def test_a_wandb_login_is_found_without_asking_the_server(tmp_path, monkeypatch, kept_in):
     import socket
 
-    from grpo_math import run as module
+    from grpo_math.checks import _wandb_is_ready
 
     def no_network(*args, **kwargs):
         raise AssertionError("the server was asked")
@@ -270,14 +270,14 @@ def test_a_wandb_login_is_found_without_asking_the_server(tmp_path, monkeypatch,
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     no_wandb_login(tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
-    assert not module._wandb_is_ready()
+    assert not _wandb_is_ready()
     if kept_in == "NETRC":
         (tmp_path / "netrc").write_text("machine wandb.example\n  login user\n  password " + "0" * 40 + "\n")
         (tmp_path / "netrc").chmod(0o600)
     else:
         monkeypatch.setenv(kept_in, {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}[kept_in])
     sys.modules["wandb"].teardown()  # it reads the environment once a process
-    assert module._wandb_is_ready()
+    assert _wandb_is_ready()
 
 
 def test_an_answer_column_that_does_not_parse_is_named(tmp_path, capsys, small_chat_model):

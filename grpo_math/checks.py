@@ -1,0 +1,224 @@
+"""What can be wrong with a run once its recipe is read: each check is made before any long work, and its error names the
+place, the value and the fix. (What a recipe alone can tell is checked in `recipe.py`, the rows themselves in `tasks`.)
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from requests.utils import get_netrc_auth
+from transformers import get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.utils import is_liger_kernel_available
+
+from grpo_math import models, report
+from grpo_math.evaluation import prompt_ids
+from grpo_math.recipe import Recipe, RecipeError
+from grpo_math.rewards import REWARDS
+from grpo_math.tasks import Problems, UpToNextProblem
+from grpo_math.tasks.base import nearest
+
+
+def check_weights(recipe: Recipe, rewards: Sequence) -> None:
+    """One weight a reward."""
+    weights = recipe.training.reward_weights
+    if weights is not None and len(weights) != len(rewards):
+        raise RecipeError(
+            f"{recipe.place('reward_weights', 'rewards')}: reward_weights has {len(weights)} numbers for "
+            f"{len(rewards)} rewards ({', '.join(r.__name__ for r in rewards)}); give one weight a reward"
+        )
+
+
+BATCH_FIELDS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_generations",
+)
+
+
+def check_rows(recipe: Recipe, problems: Problems) -> None:
+    """Enough training rows for one generation; TRL drops what is left over, and would end without a step."""
+    args, rows = recipe.training, len(problems.train)
+    needed = args.generation_batch_size // args.num_generations
+    if rows < needed:
+        raise RecipeError(
+            f"{recipe.place('train_size', 'dataset_path', *BATCH_FIELDS)}: {rows} training rows "
+            f"(train_size: {recipe.task.train_size}), but a generation takes {needed} prompts (generation_batch_size "
+            f"{args.generation_batch_size} / num_generations {args.num_generations}), so no step would be trained. Give "
+            f"{needed} rows or more, or a smaller per_device_train_batch_size, gradient_accumulation_steps or "
+            "steps_per_generation"
+        )
+
+
+def check_reporters(recipe: Recipe) -> None:
+    """
+    Each tracker of `report_to` is installed, and wandb has credentials or is told not to need them. Nothing is sent: wandb
+    would otherwise ask, or fail, only once the training begins.
+    """
+    for name in recipe.training.report_to:
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:
+            raise RecipeError(f"{recipe.place('report_to')}: report_to: {name}: {error}") from error
+        if name == "wandb" and not _wandb_is_ready():
+            raise RecipeError(
+                f"{recipe.place('report_to')}: report_to: wandb: there is no login on this machine. Run `wandb login` or set "
+                "WANDB_API_KEY; or set WANDB_MODE=offline, which keeps the figures here; or report_to: none"
+            )
+
+
+def _wandb_is_ready() -> bool:
+    import wandb
+
+    # Where `wandb.login` looks, without its call to the server
+    settings = wandb.setup().settings
+    kept = settings.api_key or getattr(settings, "identity_token_file", None) or get_netrc_auth(settings.base_url)
+    return settings.mode in ("offline", "dryrun", "disabled") or bool(kept)
+
+
+# What TRL's trainer hands to a reward function beside the columns of the rows
+GIVEN_TO_REWARDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def check_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None:
+    """The rows have the columns that each reward function needs."""
+    columns = {name: [value] for name, value in problems.train[0].items() if name != "prompt"}
+    for reward in rewards:
+        inner = reward.reward if isinstance(reward, UpToNextProblem) else reward
+        named = [
+            p for p in inspect.signature(inner).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        lacking = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
+        if not lacking and type(inner) in map(
+            type, REWARDS.values()
+        ):  # ours also say when neither of two columns is there
+            try:
+                inner(completions=[""], **columns)
+            except ValueError:
+                lacking = ["answer"]
+        if lacking:
+            raise RecipeError(
+                f"{recipe.place('rewards', 'task')}: rewards: {inner.__name__} needs the column {', '.join(lacking)}, and rows "
+                f"of task {recipe.task.task} have {', '.join(columns)}"
+            )
+
+
+def check_start(recipe: Recipe, trainer: Any) -> None:
+    """The optimizer, the schedule and the kernels can be had; transformers looks for them only once the training begins."""
+    args = recipe.training
+    names = ("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "use_liger_kernel")
+    try:
+        trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+        weight = torch.nn.Parameter(torch.zeros(1))
+        get_scheduler(args.lr_scheduler_type, torch.optim.SGD([weight]), 1, 2, args.lr_scheduler_kwargs)
+        if args.use_liger_kernel and not is_liger_kernel_available():
+            raise ImportError("use_liger_kernel: true needs the package liger-kernel: pip install liger-kernel")
+    except (ValueError, TypeError, ImportError) as error:
+        settings = ", ".join(f"{name}: {recipe.values[name]}" for name in names if name in recipe.values)
+        raise RecipeError(f"{recipe.place(*names)}: {settings}: {' '.join(str(error).split())}") from error
+
+
+def check_folder(recipe: Recipe) -> None:
+    """`output_dir` is a folder, or nothing yet."""
+    folder = Path(recipe.training.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{recipe.place('output_dir')}: output_dir: {folder} is a file; name a folder")
+
+
+def check_target_modules(recipe: Recipe, model: Any) -> None:
+    """Every module that the adapter's settings name is one of the model; peft passes over others beside one that is."""
+    paths = [path for path, _ in model.named_modules()]
+    for field in ("lora_target_modules", "lora_modules_to_save"):
+        names = getattr(recipe.model, field)
+        if not recipe.model.use_peft or names in (None, "all-linear"):
+            continue
+        # To peft a text is a pattern for the whole path, a list holds ends of paths
+        patterns = {names: names} if isinstance(names, str) else {n: rf"(.*\.)?{re.escape(n)}" for n in names}
+        for name, pattern in patterns.items():
+            try:
+                found = any(re.fullmatch(pattern, path) for path in paths)
+            except re.error:
+                found = False
+            if not found:
+                linear = sorted(
+                    {path.rpartition(".")[2] for path, m in model.named_modules() if hasattr(m, "in_features")}
+                )
+                raise RecipeError(
+                    f"{recipe.place(field)}: {field}: {recipe.model.model_name_or_path} has no module {name!r}"
+                    f"{nearest(name, linear)} (its linear ones: {', '.join(linear)})"
+                )
+
+
+def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: Any) -> tuple[int, float]:
+    """
+    Longest prompt in tokens, and the share of all prompts' tokens that stand for words the tokenizer does not know. Raises
+    RecipeError when the longest prompt and the longest completion exceed the model's context.
+    """
+    limit = models.context_length(config)
+    rows = problems.train + problems.heldout
+    ids = prompt_ids(tokenizer, [row["prompt"] for row in rows], recipe.training.chat_template_kwargs)
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / max(sum(map(len, ids)), 1)
+    longest = max(range(len(rows)), key=lambda i: len(ids[i]))
+    length, new = len(ids[longest]), recipe.training.max_completion_length
+    if limit is not None and length + new > limit:
+        raise RecipeError(
+            f"{recipe.place('max_completion_length', 'fewshot')}: "
+            f"a prompt of {length} tokens and max_completion_length {new} exceed the context of {limit} "
+            f"tokens of {recipe.model.model_name_or_path}. The prompt: "
+            f"{report.prompt_text(rows[longest]['prompt'])[:80]!r}... Lower max_completion_length or fewshot, or drop "
+            "the row."
+        )
+    return length, unknown
+
+
+def check_reference(recipe: Recipe) -> None:
+    """TRL loads the reference of a fully trained model from its path, which a GGUF file is not."""
+    if models.is_gguf(recipe.model.model_name_or_path or "") and recipe.training.beta and not recipe.model.use_peft:
+        raise RecipeError(
+            f"{recipe.place('beta', 'use_peft', 'model_name_or_path')}: "
+            f"beta: {recipe.training.beta} with a GGUF file needs use_peft: true (the reference is then the "
+            "disabled adapter); else set beta: 0"
+        )
+
+
+def check_template(recipe: Recipe, problems: Problems, tokenizer: Any) -> None:
+    """A conversation needs a chat template."""
+    if isinstance(problems.train[0]["prompt"], list) and tokenizer.chat_template is None:
+        raise RecipeError(
+            f"{recipe.place('prompt_style', 'model_name_or_path')}: "
+            f"prompt_style: {recipe.task.prompt_style} is a conversation, and the tokenizer of "
+            f"{recipe.model.model_name_or_path} has no chat template. Use prompt_style: plain for a base model."
+        )
+
+
+def checkpoint_of(recipe: Recipe) -> str | None:
+    """The checkpoint to resume from: `resume_from_checkpoint: true` takes the last one of the output folder."""
+    wanted, place = recipe.training.resume_from_checkpoint, recipe.place("resume_from_checkpoint")
+    if not wanted or wanted == "false":
+        return None
+    if wanted is not True and wanted != "true":
+        if not Path(wanted).is_dir():
+            raise RecipeError(f"{place}: resume_from_checkpoint: there is no folder {wanted}")
+        if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+            raise RecipeError(
+                f"{place}: resume_from_checkpoint: {wanted} is no checkpoint (no {TRAINER_STATE_NAME}); name a folder "
+                f"{PREFIX_CHECKPOINT_DIR}-N of a run"
+            )
+        return wanted
+    folder = Path(recipe.training.output_dir)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise RecipeError(
+            f"{place}: resume_from_checkpoint: {folder} holds no checkpoint; leave it out to start afresh, or "
+            "name a checkpoint's folder"
+        )
+    return last
