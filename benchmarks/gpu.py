@@ -195,7 +195,7 @@ def judge(predicted: dict, measured: dict, vram: float) -> dict:
 
 def predict(job: dict) -> dict:
     """`memory.predict` of a configuration, as a dictionary."""
-    return memory.predict(job["path"], job["argv"], job["prompt_length"]).as_dict()
+    return memory.predict(job["path"], job["argv"], job["prompt_length"], workspace=job["workspace"]).as_dict()
 
 
 def measure(job: dict) -> dict:
@@ -204,12 +204,13 @@ def measure(job: dict) -> dict:
 
 
 def machine(job: dict) -> dict:
-    """The machine, its line, and of a card its name and GiB in all and free."""
+    """The machine, its line, and of a card its name, GiB in all and free, and what cuBLAS takes of it."""
     import torch
 
     from benchmarks import common
 
     found = {"machine": common.machine(), "line": common.machine_line(), "card": "cpu", "total": None, "free": None}
+    found["workspace"] = memory.cublas_workspace()
     if job["device"] == "cuda":
         free, total = torch.cuda.mem_get_info()
         found.update(card=torch.cuda.get_device_name(), total=total / GIB, free=free / GIB)
@@ -609,6 +610,7 @@ class Run:
     def __init__(self, asked: argparse.Namespace, children: Children, scratch: Path):
         self.asked, self.children, self.scratch = asked, children, scratch
         self.free: float | None = None
+        self.workspace: int | None = None  # bytes; predictions run where the card is out of sight
         self.shared = {"device": asked.device, "tiny": asked.tiny, "cap": asked.cap, "steps": asked.steps}
         self.result: dict[str, Any] = {"parts": list(asked.parts), "cap": asked.cap, "skipped": []}
 
@@ -637,7 +639,7 @@ class Run:
         found = self.children.ask({"part": "machine", **self.shared})
         if "line" not in found:
             return found.get("error") or found["skipped"]
-        self.free = found.pop("free")
+        self.free, self.workspace = found.pop("free"), found.pop("workspace")
         self.result.update(found)
         if found["total"] is not None:
             self.result["cap"] = self.shared["cap"] = min(self.asked.cap, found["total"])
@@ -669,7 +671,9 @@ class Run:
                     "prompt_length": configuration.prompt_length,
                     "cap": self.shared["cap"],
                 }
-                predicted = predicting.submit(self._timed, {"part": "predict", **job}, off_card)
+                predicted = predicting.submit(
+                    self._timed, {"part": "predict", "workspace": self.workspace, **job}, off_card
+                )
                 measured = measuring.submit(self._timed, {"part": "measure", **job}, on_card)
                 waiting |= {predicted: (record, "predicted"), measured: (record, "measured")}
             try:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
+import bitsandbytes as bnb  # before its operations can be named
 import torch
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
@@ -263,7 +264,6 @@ def build_model(recipe: Recipe, config: Any, dtype: torch.dtype, device: torch.d
 
 
 def _quantize(model: torch.nn.Module, quantization: Any, dtype: torch.dtype, device: torch.device, fake: bool) -> None:
-    import bitsandbytes as bnb
     from transformers.quantizers import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)

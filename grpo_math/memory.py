@@ -271,6 +271,7 @@ def predict(
     argv: Sequence[str] = (),
     prompt_length: int | None = None,
     changes: dict[str, Any] | None = None,
+    workspace: int | None = None,
 ) -> Prediction:
     """
     Predicted peak memory of a recipe on one CUDA device.
@@ -280,6 +281,7 @@ def predict(
         argv: Overrides from the command line, `["--max_completion_length", "128"]`.
         prompt_length: Tokens of the longest prompt; found out when `None`.
         changes: Further overrides, above `argv`.
+        workspace: Bytes of cuBLAS's workspace for a thread; [`cublas_workspace`] when `None`.
 
     Raises:
         RecipeError, ModelError: for what is wrong with the recipe or the model's name.
@@ -294,18 +296,18 @@ def predict(
         prompt_length, source = longest_prompt(recipe)
     _check_sizes(recipe, config, prompt_length)
     with _own_process_state():
-        run = _run(path, recipe, config, prompt_length)
+        run = _run(path, recipe, config, prompt_length, cublas_workspace() if workspace is None else workspace)
     found = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     name = recipe.model.model_name_or_path or ""
     return Prediction(**found, model=name, prompt_length=prompt_length, prompt_source=source, overrides=dict(changes))
 
 
-def _run(path: str | Path, recipe: Recipe, config: Any, prompt_length: int) -> DryRun:
+def _run(path: str | Path, recipe: Recipe, config: Any, prompt_length: int, workspace: int) -> DryRun:
     from grpo_math.dry_run import dry_run
     from grpo_math.models import ModelError
 
     try:
-        return dry_run(recipe, config, prompt_length, workspace=cublas_workspace())
+        return dry_run(recipe, config, prompt_length, workspace=workspace)
     except ModelError:
         raise
     except Exception as error:  # whatever TRL, transformers, peft or torch say to options that they do not take
