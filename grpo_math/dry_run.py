@@ -108,10 +108,7 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.workspace and func in MATRIX_PRODUCTS and not self._paused:
-            backward = torch._C._current_graph_task_id() != -1
-            if backward not in self._workspaces:
-                self._workspaces[backward] = torch.empty(self.workspace, dtype=torch.uint8)
-                self.follow(self._workspaces[backward], "cuBLAS's workspace", "temporaries")
+            self.take_workspace(torch._C._current_graph_task_id() != -1)
         result = self._stand_in(func, args, kwargs) if self.masked_rows is not None else NotImplemented
         if result is NotImplemented:
             result = func(*args, **kwargs)
@@ -119,6 +116,13 @@ class Tracker(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self.follow(leaf, func)
         return result
+
+    def take_workspace(self, backward: bool) -> None:
+        """Counts cuBLAS's workspace of the backward or of the other thread, if it is the thread's first."""
+        if self.workspace and backward not in self._workspaces:
+            with self.unseen():
+                self._workspaces[backward] = torch.empty(self.workspace, dtype=torch.uint8)
+            self.follow(self._workspaces[backward], "cuBLAS's workspace", "temporaries")
 
     def follow(self, tensor: torch.Tensor, op: Any, kind: str | None = None) -> None:
         """Counts the storage of a tensor, if it is new."""
@@ -468,6 +472,7 @@ class _Steady(TrainerCallback):
             return
         trainer = self.trainer
         with self.during("optimizer"):
+            self.tracker.take_workspace(backward=True)  # the steps before had a backward pass
             for parameter in trainer.model.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
