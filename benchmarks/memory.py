@@ -54,6 +54,7 @@ CPU_CASES = {
         "gradient_accumulation_steps": 1,
     },
     "LoRA, the half of the tokens with the highest entropy": {**_LORA, "top_entropy_quantile": 0.5},
+    "full, a generation in the middle of a step": {**_FULL, "steps_per_generation": 3},
     "LoRA on bfloat16, autocast, KL": {"dtype": "bfloat16", "bf16": True, "beta": 0.04},
     "QLoRA, nf4 with double quantization": {**_QLORA, "dtype": "bfloat16", "bf16": True},
     "QLoRA, 32-bit scales, float32": {**_LORA, "load_in_4bit": True},

@@ -21,7 +21,7 @@ from transformers.utils import is_liger_kernel_available
 from grpo_math import models, report
 from grpo_math.evaluation import prompt_ids
 from grpo_math.recipe import Recipe, RecipeError
-from grpo_math.rewards import REWARDS
+from grpo_math.rewards import MathReward
 from grpo_math.tasks import Problems, UpToNextProblem
 from grpo_math.tasks.base import nearest
 
@@ -98,9 +98,7 @@ def check_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None
             p for p in inspect.signature(inner).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         ]
         lacking = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
-        if not lacking and type(inner) in map(
-            type, REWARDS.values()
-        ):  # ours also say when neither of two columns is there
+        if not lacking and isinstance(inner, MathReward):  # ours also say when neither of two columns is there
             try:
                 inner(completions=[""], **columns)
             except ValueError:
@@ -115,11 +113,13 @@ def check_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None
 def check_start(recipe: Recipe, trainer: Any) -> None:
     """The optimizer, the schedule and the kernels can be had; transformers looks for them only once the training begins."""
     args = recipe.training
-    names = ("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "use_liger_kernel")
+    names = ("optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "use_liger_kernel")
     try:
         trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
         weight = torch.nn.Parameter(torch.zeros(1))
-        get_scheduler(args.lr_scheduler_type, torch.optim.SGD([weight]), 1, 2, args.lr_scheduler_kwargs)
+        get_scheduler(
+            args.lr_scheduler_type, torch.optim.SGD([weight], lr=args.learning_rate), 1, 2, args.lr_scheduler_kwargs
+        )
         if args.use_liger_kernel and not is_liger_kernel_available():
             raise ImportError("use_liger_kernel: true needs the package liger-kernel: pip install liger-kernel")
     except (ValueError, TypeError, ImportError) as error:

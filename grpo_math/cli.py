@@ -229,7 +229,9 @@ def _split_options(
                 raise RecipeError(f"command line: {word}: --{name} takes no value")
             given.add(name)
         elif name in numbers:
-            text = text or (queue.pop(0) if queue else "")
+            if not equals and (not queue or queue[0].startswith("--")):
+                raise RecipeError(f"command line: {word} has no value; write {word} VALUE")
+            text = text or queue.pop(0)
             try:
                 values[name] = numbers[name](text)
                 valid = values[name] > 0 and values[name] < float("inf")
@@ -259,8 +261,8 @@ def _report(rest: Sequence[str]) -> int:
     try:
         summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
         curve = report.draw_curve(folder, summary.get("blind"))
-    except ValueError as error:
-        raise RecipeError(f"{folder} holds a file that no run has written so: {error}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise RecipeError(f"{folder} holds a file that no run has written so: {error!r}") from error
     if curve is None:
         raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
     console = Console(highlight=False, soft_wrap=True)

@@ -585,6 +585,9 @@ def dry_run(
                 model = build_model(recipe, config, dtype, device)
             for tensor in itertools.chain(model.parameters(), model.buffers(), quantization_tensors(model)):
                 tracker.follow(tensor, "load", "weights")
+            for module in model.modules() if not cuda else ():  # on a CPU the host's memory is what is measured
+                if isinstance(module, models.HostEmbedding):
+                    tracker.follow(module.weight, "load", "weights")
             if fake and recipe.model.load_in_4bit:
                 _follow_a_4bit_load(tracker, model, dtype)
             saved_weights = {}
@@ -710,9 +713,12 @@ def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: i
     trainer.eos_token_ids = trainer.eos_token_ids or [1]
     trainer.generation_config.eos_token_id = None  # no completion ends early
     trainer.generation_kwargs["eos_token_id"] = None
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     end = trainer.eos_token_ids[0]
 
     def generate_full(prompt_ids, *args, **kwargs):
+        base.generation_config.eos_token_id = None  # which stands in for what a call leaves open
         with during("generation"):
             if fake:
                 with two_tokens(trainer.model, tracker, length):
@@ -728,13 +734,20 @@ def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: i
     count = itertools.count()
     args, group = trainer.args, trainer.num_generations
     vocabulary = _vocabulary(trainer)
-    # The first micro-batch, and one beside its gradients: where a new generation falls into the step, that one
-    generate_every = args.steps_per_generation * args.num_iterations
-    last = args.gradient_accumulation_steps - 1
-    wanted = {0, generate_every if generate_every <= last else last}
+    # The first micro-batch, and one beside its gradients: where a new generation falls into some step, that one
+    micro_batches, generate_every = args.gradient_accumulation_steps, args.steps_per_generation * args.num_iterations
+    second, first_of_step = micro_batches - 1, 0
+    if generate_every < micro_batches:
+        second = generate_every
+    elif generate_every % micro_batches:  # not into every step: begin with one into which it falls
+        second = math.gcd(generate_every, micro_batches)
+        first_of_step = generate_every - second
 
     def two_steps(model, inputs, num_items_in_batch=None):
-        if next(count) % args.gradient_accumulation_steps not in wanted:  # the others would only repeat them
+        number = next(count) % micro_batches
+        if number == 0:
+            trainer._step = first_of_step
+        if number not in (0, second):  # the others would only repeat them
             trainer._step += 1
             return torch.zeros((), device=trainer.accelerator.device)
         with during("training"):
@@ -775,10 +788,7 @@ def two_tokens(model: torch.nn.Module, tracker: Tracker, length: int) -> Iterato
                 if (positions := model_kwargs.get("position_ids")) is not None:
                     model_kwargs["position_ids"] = positions + missing
                 for layer in cache.layers:
-                    for name in ("keys", "values"):
-                        kept = getattr(layer, name)
-                        more = kept.new_empty((*kept.shape[:2], kept.shape[2] + missing, kept.shape[3]))
-                        setattr(layer, name, more)
+                    _lengthen(layer, missing)
         return model_kwargs
 
     def forward_and_label(*args, **kwargs):
@@ -801,6 +811,18 @@ def two_tokens(model: torch.nn.Module, tracker: Tracker, length: int) -> Iterato
             yield
         finally:
             tracker.boolean = False
+
+
+def _lengthen(layer: Any, missing: int) -> None:
+    """A layer of a dynamic cache as it is `missing` tokens later; one with a sliding window keeps all but one of its tokens."""
+    window = getattr(layer, "sliding_window", None)
+    for name in ("keys", "values"):
+        kept = getattr(layer, name)
+        length = kept.shape[2] + missing
+        more = kept.new_empty((*kept.shape[:2], length if window is None else min(length, window), kept.shape[3]))
+        setattr(layer, name, more if window is None else more[:, :, -window + 1 :])
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length += missing
 
 
 def _held_out(trainer: Any, tracker: Tracker, prompt_length: int, rows: int, fake: bool) -> None:

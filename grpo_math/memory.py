@@ -387,11 +387,12 @@ class Kind(NamedTuple):
     same_gradient: bool = False  # whether the optimizer step stays the same
 
 
-def _with_micro_batch(args: Any, size: int) -> dict[str, Any]:
+def _with_micro_batch(recipe: Recipe, size: int) -> dict[str, Any]:
     """Overrides for micro-batches of `size` rows, with as many rows in an optimizer step and in a generation as before."""
+    args = recipe.training
     micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro * accumulation // size}
-    if args.steps_per_generation != accumulation:
+    if args.steps_per_generation != accumulation and not recipe.values.get("generation_batch_size"):
         changes["steps_per_generation"] = micro * args.steps_per_generation // size
     return changes
 
@@ -413,9 +414,11 @@ def smaller(recipe: Recipe) -> list[Kind]:
     def halves(number: int) -> list[int]:
         return [number >> n for n in range(1, number.bit_length()) if number % (1 << n) == 0]
 
-    micro_batches = [_with_micro_batch(args, size) for size in halves(micro)]
+    micro_batches = [_with_micro_batch(recipe, size) for size in halves(micro)]
+    by_rows = recipe.values.get("generation_batch_size")  # TRL takes that or steps_per_generation
     generations = [
-        {"steps_per_generation": size} | ({"heldout_batch_size": micro * size} if heldout > micro * size else {})
+        ({"generation_batch_size": micro * size} if by_rows else {"steps_per_generation": size})
+        | ({"heldout_batch_size": micro * size} if heldout > micro * size else {})
         for size in halves(parts)
         if micro * size % group == 0
     ]
@@ -573,7 +576,7 @@ def solve(
                 high = middle - 1
         return best
 
-    micro = largest(sizes, lambda n: _with_micro_batch(args, n), "largest micro-batch")
+    micro = largest(sizes, lambda n: _with_micro_batch(recipe, n), "largest micro-batch")
     length = largest(lengths, lambda n: {"max_completion_length": n}, "longest completion")
     if micro and micro.changes["per_device_train_batch_size"] == sizes[-1]:
         micro.cost += " (all rows of an optimizer step or a generation: the memory has room for more)"

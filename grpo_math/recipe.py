@@ -350,11 +350,23 @@ def check_ranges(values: dict[str, Any], overrides: frozenset[str], path: str | 
 def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str | Path) -> None:
     """Raise RecipeError where `use_peft` is missing: for 4-bit or 8-bit weights, and for fields of an adapter.
 
-    A recipe's adapter fields may stand beside a `use_peft: false` that says what is meant, also from the command line.
+    A recipe's adapter fields may stand beside a `use_peft: false` that says what is meant, also from the command line, and
+    beside a saved adapter, which goes on as it is; those of the command line may not.
     """
     from grpo_math.models import adapter_base
 
-    if values.get("use_peft") or adapter_base(values.get("model_name_or_path") or ""):
+    def of_adapter(name: str) -> bool:
+        return name.startswith("lora_") or name in ("use_dora", "use_rslora")
+
+    model = values.get("model_name_or_path") or ""
+    if adapter_base(model):
+        for name in filter(of_adapter, overrides):
+            raise RecipeError(
+                f"{COMMAND_LINE}: {name}: {values[name]} has no effect: {model} is a saved adapter, which is trained further "
+                f"as it is. Leave {name} out, or name the adapter's base model"
+            )
+        return
+    if values.get("use_peft"):
         return
     for name in ("load_in_4bit", "load_in_8bit"):
         if values.get(name):
@@ -363,9 +375,8 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
                 "cannot be trained: add --use_peft true (an adapter is trained on them), or leave it out"
             )
     for name, value in values.items():
-        of_adapter = name.startswith("lora_") or name in ("use_dora", "use_rslora")
         asks = value is not None and value is not False
-        if of_adapter and asks and (name in overrides or "use_peft" not in values):
+        if of_adapter(name) and asks and (name in overrides or "use_peft" not in values):
             raise RecipeError(
                 f"{_place([name], overrides, path)}: {name}: {value} has no effect without use_peft: true: add "
                 f"--use_peft true, or leave {name} out"
@@ -413,7 +424,7 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
     if planned:
         halves = {"float16": "bfloat16"}
         settings["dtype"] = halves.get(settings.get("dtype"), settings.get("dtype"))
-        settings.update(bf16=settings.get("bf16", True) or settings.get("fp16", False), fp16=False)
+        settings.update(bf16=settings.get("bf16") in (None, True) or settings.get("fp16", False), fp16=False)
     fp16 = settings.get("fp16", False)
     bf16 = settings.get("bf16")
     precision = choose_precision(

@@ -56,7 +56,7 @@ def _opens_thinking(prompt: object) -> bool:
     return completion_text(prompt)[-16:].rstrip().endswith("<think>")
 
 
-class _Reward:
+class MathReward:
     """A reward with parameters. A class rather than a closure so that it can be sent to worker processes (pickle)."""
 
     statuses: tuple[str, ...] = ("ok", "none", "hedged", "malformed")
@@ -92,7 +92,7 @@ def _checked_forms(forms: Sequence[str], known: Sequence[str], allow_bare: bool)
 # --- GSM8K -----------------------------------------------------------------------------------------------------------
 
 
-class _GSM8KAccuracy(_Reward):
+class _GSM8KAccuracy(MathReward):
     def __init__(self, name: str, forms: Sequence[str], allow_bare: bool):
         super().__init__(name)
         self.forms = _checked_forms(forms, answers.FORMS, allow_bare)
@@ -175,8 +175,8 @@ _NOT_MATCHED = re.compile(r"[\s,$%\\*_`]")
 # --- Countdown -------------------------------------------------------------------------------------------------------
 
 
-class _CountdownAccuracy(_Reward):
-    statuses = (*_Reward.statuses, "numbers", "undefined", "claim")
+class _CountdownAccuracy(MathReward):
+    statuses = (*MathReward.statuses, "numbers", "undefined", "claim")
 
     def __init__(self, name: str, mode: str, forms: Sequence[str], allow_bare: bool, spellings: bool):
         super().__init__(name)
@@ -273,7 +273,7 @@ def _bare_expression(text: str, nums: Sequence[int], mode: str, spellings: bool)
 # --- format ----------------------------------------------------------------------------------------------------------
 
 
-class _ThinkAnswerFormat(_Reward):
+class _ThinkAnswerFormat(MathReward):
     statuses = ("ok", "malformed")
 
     def __call__(

@@ -12,7 +12,14 @@ import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from trl import ModelConfig
 
 from grpo_math import cli, memory, models
@@ -58,6 +65,37 @@ def test_prediction_is_within_one_percent_of_the_profilers_peak(case, small):
         assert predicted["generation"] <= profiled["generation"]
     else:  # the first and the last token stand for all, and what the step before leaves of its batch is not counted
         assert predicted["generation"] == pytest.approx(profiled["generation"], rel=0.02)
+
+
+def test_a_sliding_window_bounds_the_cache(tmp_path, small_values):
+    # 32 + 24 tokens: the window is passed while generating, in two of three layers
+    config = Gemma3TextConfig(**compared.SHAPE, head_dim=32, query_pre_attn_scalar=32, pad_token_id=0, sliding_window=40,
+                              layer_types=["sliding_attention", "full_attention", "sliding_attention"])  # fmt: skip
+    config.save_pretrained(tmp_path)
+    values = {**small_values, "model_name_or_path": tmp_path, "gradient_accumulation_steps": 2, "heldout_size": 8}
+    recipe = load_recipe(GSM8K, memory.as_arguments({**values, **compared.CPU_CASES["LoRA, checkpointing"]}))
+    predicted = dry_run(recipe, config, 32, cuda=False).peaks
+    profiled = memory.profiled_peaks(recipe, config, 32)
+    assert max(predicted.values()) == pytest.approx(max(profiled.values()), rel=0.01)
+    for phase in ("generation", "held-out"):
+        assert predicted[phase] == pytest.approx(profiled[phase], rel=0.02)
+
+
+def test_measured_completions_are_of_full_length(tmp_path, small_values, monkeypatch):
+    shapes = []
+    generate = LlamaForCausalLM.generate
+
+    def generate_and_note(*args, **kwargs):
+        made = generate(*args, **kwargs)
+        shapes.append(made.shape[1])
+        return made
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate_and_note)
+    config = LlamaConfig(vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                         tie_word_embeddings=True, eos_token_id=1, pad_token_id=0)  # fmt: skip
+    values = {**small_values, "max_completion_length": 200, "heldout_size": 8, "gradient_accumulation_steps": 1}
+    dry_run(load_recipe(GSM8K, memory.as_arguments(values)), config, 5, fake=False)
+    assert shapes == [205, 205, 205]  # random weights draw the end token every eighth time
 
 
 def test_tracker_counts_storages_from_allocation_to_release():
@@ -200,6 +238,23 @@ def test_an_adapter_is_not_advised_where_there_is_one_nor_four_bits_for_a_gguf_f
     assert advised(saved_adapter) & {"use_peft", "load_in_4bit", "optim"} == {"load_in_4bit"}
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert advised(tmp_path / "model.gguf", use_peft=True) & {"use_peft", "load_in_4bit"} == set()
+
+
+def test_a_recipe_that_counts_a_generation_in_rows_gets_advice_in_rows(small_values):
+    values = {**small_values, "generation_batch_size": 16, "gradient_accumulation_steps": 8, "use_peft": False}
+    argv = memory.as_arguments({name: value for name, value in values.items() if name != "use_cpu"})
+    kinds = memory.smaller(load_recipe(GSM8K, argv, planned=True))
+    for kind in kinds:
+        for level in kind.levels:
+            made = load_recipe(GSM8K, memory._merged(argv, level), planned=True).training  # which TRL takes
+            rows = made.generation_batch_size
+            assert rows == level.get("generation_batch_size", 16)
+    assert {"generation_batch_size": 8} in [level for kind in kinds for level in kind.levels]
+
+
+def test_a_precision_that_is_left_open_is_planned_as_it_is_run(small_argv):
+    assert load_recipe(GSM8K, [*small_argv, "--bf16", "null"], planned=True).training.bf16 is True
+    assert load_recipe(GSM8K, [*small_argv, "--bf16", "false"], planned=True).training.bf16 is False
 
 
 def test_embeddings_on_their_way_to_the_host_are_part_of_the_load(tmp_path, small_argv):
@@ -463,6 +518,7 @@ def test_the_cublas_workspace_is_the_devices_and_the_larger_one_where_there_is_n
         ),
         (["--vram", "much"], "--vram much: write a number above 0"),
         (["--vrma", "4"], "vrma is not a field of a recipe; did you mean vram?"),
+        (["--vram"], "--vram has no value; write --vram VALUE"),
         (["--json=1"], "--json takes no value"),
         (["--prompt_length", "1.5"], "--prompt_length 1.5: write a whole number above 0"),
         (["--model_name_or_path", "Qwen/Qwen2.5-0.5"], "without the hub if you mean Qwen/Qwen2.5-0.5B"),

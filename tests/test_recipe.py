@@ -277,3 +277,13 @@ def test_every_default_passes_its_own_check():
             if default is None and type(None) not in typing.get_args(hint):
                 continue  # a few fields of transformers are None until __post_init__ fills them
             assert room.coerce(name, default, hint, field, "defaults", from_text=False) in (default, [default])
+
+
+def test_fields_of_an_adapter_beside_a_saved_one_are_refused_from_the_command_line(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "builtin/countdown-tiny"}')
+    words = ["--model_name_or_path", str(folder)]
+    assert load_recipe(ROOT / "recipes" / "gsm8k.yaml", words).model.lora_r == 16  # the recipe's own may stand
+    with pytest.raises(RecipeError, match=r"command line: lora_r: 64 has no effect: .*adapter is a saved adapter"):
+        load_recipe(ROOT / "recipes" / "gsm8k.yaml", [*words, "--lora_r", "64"])

@@ -333,6 +333,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_the_earlier_one_alone(
         (["--optim", "lomo"], "You need to install `lomo_optim`"),
         (["--optim_args", "foo"], "optim_args: foo"),
         (["--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
+        (["--lr_scheduler_type", "polynomial", "--learning_rate", "1e-8"], "lr_end (1e-07) must be smaller"),
         (["--use_liger_kernel", "true"], "pip install liger-kernel"),
     ],
 )
@@ -343,6 +344,11 @@ def test_what_only_the_model_can_refuse_is_one_line_from_the_command_line(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("grpo-math: error: command line: ")
     assert says in error
+
+
+def test_a_schedule_is_checked_against_the_learning_rate_of_the_run(tiny_recipe, tmp_path, short):
+    words = ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", "{lr_end: 0.002}", "--learning_rate", "0.01"]
+    assert run(tiny_recipe, tmp_path, *short, *words) == 0
 
 
 def test_a_tokenizer_that_cannot_write_the_stop_mark_runs_and_says_that_it_cannot_read(
@@ -370,6 +376,10 @@ def test_commands_explain_themselves(capsys, tmp_path):
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "metrics.jsonl, line 1 is not JSON" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path), "--json"]) == 2
+    for name, content in {"metrics.jsonl": '{"reward": 1}\n', "summary.json": "[]"}.items():
+        (tmp_path / name).write_text(content)
+        assert cli.main(["report", str(tmp_path)]) == 2
+        assert "holds a file that no run has written so" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
