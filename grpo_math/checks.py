@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,17 @@ def check_start(recipe: Recipe, trainer: Any) -> None:
 
 
 def check_folder(recipe: Recipe) -> None:
-    """`output_dir` is a folder, or nothing yet."""
+    """`output_dir` is a folder that can be written to, or can become one."""
     folder = Path(recipe.training.output_dir)
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{recipe.place('output_dir')}: output_dir: {folder} is a file; name a folder")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise RecipeError(
+            f"{recipe.place('output_dir')}: output_dir: {folder} cannot be written ({error.strerror} in {parent}); name another"
+        ) from error
 
 
 def check_target_modules(recipe: Recipe, model: Any) -> None:
@@ -174,8 +182,9 @@ def check_lengths(recipe: Recipe, problems: Problems, tokenizer: Any, config: An
             f"{recipe.place('max_completion_length', 'fewshot')}: "
             f"a prompt of {length} tokens and max_completion_length {new} exceed the context of {limit} "
             f"tokens of {recipe.model.model_name_or_path}. The prompt: "
-            f"{report.prompt_text(rows[longest]['prompt'])[:80]!r}... Lower max_completion_length or fewshot, or drop "
-            "the row."
+            f"{report.prompt_text(rows[longest]['prompt'])[:80]!r}... "
+            + (f"Lower max_completion_length to {limit - length} or less" if limit > length else "Lower fewshot")
+            + ", or drop the row."
         )
     return length, unknown
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 USAGE = """usage: grpo-math COMMAND ...
@@ -26,7 +29,8 @@ HELP = {
     "train": f"""usage: grpo-math train RECIPE [--field value ...]
 
 Trains what the recipe describes and measures held-out accuracy before and after. The same as:
-accelerate launch RECIPE [--field value ...], which can also start several processes.
+accelerate launch RECIPE [--field value ...], which can also start several processes. (accelerate's launcher puts a
+traceback of its own below an error and then always exits with 1.)
 
   RECIPE              a YAML file, such as recipes/countdown_tiny.yaml
 {OVERRIDES}
@@ -88,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, rest = "train", argv
     commands = {"train": _train, "eval": _eval, "memory": _memory, "report": _report, "fields": _fields}
     if command not in commands:
-        print(f"grpo-math: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
+        near = difflib.get_close_matches(command, commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"{USAGE}\n\ngrpo-math: error: there is no command {command!r}{hint}", file=sys.stderr)
         return 2
     if any(word in ("-h", "--help") for word in rest):
         print(HELP[command])
@@ -157,6 +163,7 @@ def _eval(rest: Sequence[str]) -> int:
 def _memory(rest: Sequence[str]) -> int:
     import json
 
+    import torch
     from rich.console import Console
 
     from grpo_math import memory
@@ -165,10 +172,11 @@ def _memory(rest: Sequence[str]) -> int:
     flags, numbers, argv = _split_options(rest, ("solve", "measure", "json"), {"vram": float, "prompt_length": int})
     quiet = "json" in flags
     console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+    console.width = max(console.width, 80)  # a narrower table would lose its digits
     vram, source = (numbers["vram"], "--vram") if "vram" in numbers else (None, "")
     if vram is None:
         vram, source = memory.available_vram()
-    with console.status(f"Running one step of {path} on fake tensors ..."):
+    with _progress(f"Running one step of {path} on fake tensors ..."):
         prediction = memory.predict(path, argv, numbers.get("prompt_length"))
     memory.show(console, path, prediction, vram, source)
     answer = {**prediction.as_dict(), "vram_gib": vram, "fits": prediction.fits(vram)}
@@ -179,11 +187,7 @@ def _memory(rest: Sequence[str]) -> int:
             for s in suggestions
         ]
 
-    with console.status("Trying what would fit ...") as status:
-
-        def progress(text: str) -> None:
-            status.update(f"Trying {text}")
-
+    with _progress("Trying what would fit ...") as progress:
         if not prediction.fits(vram):
             suggestions = memory.suggest(path, argv, prediction, vram, progress)
             answer["suggestions"] = tried(suggestions)
@@ -201,12 +205,35 @@ def _memory(rest: Sequence[str]) -> int:
             if found is None:
                 console.print(f"        not even the smallest {smallest} fits")
     if "measure" in flags:
-        with console.status("Measuring two real steps with random weights ..."):
-            answer["measured"] = memory.measure(path, argv, prediction.prompt_length)
+        if not torch.cuda.is_available():
+            console.print(
+                "No CUDA device: the two steps run on this CPU, which takes minutes to hours with a real model (quicker: "
+                "--max_completion_length 16 --gradient_accumulation_steps 1)."
+            )
+        with _progress("Measuring two real steps with random weights ...") as progress:
+            answer["measured"] = memory.measure(path, argv, prediction.prompt_length, progress=progress)
         memory.show_measured(console, prediction, answer["measured"])
     if quiet:
         print(json.dumps(answer))
     return 0 if prediction.fits(vram) else 1
+
+
+@contextlib.contextmanager
+def _progress(doing: str) -> Iterator[Callable[[str], None]]:
+    """Shows on stderr what is being done: a spinner with the latest step, or, where there is no terminal, a line a step."""
+    from rich.console import Console
+
+    console, count = Console(stderr=True, highlight=False, soft_wrap=True), itertools.count(1)
+    with console.status(doing) as status:
+
+        def step(text: str) -> None:
+            line = f"{next(count)}: {text}"
+            if console.is_terminal:
+                status.update(f"{doing} {line}")
+            else:
+                console.print(f"{doing} {line}", markup=False)
+
+        yield step
 
 
 def _split_options(

@@ -18,6 +18,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +37,7 @@ DEFAULT_VRAM = 8.0  # GiB
 WORKSPACE_BYTES, WORKSPACE_BYTES_FROM_9 = 8320 * 1024, 32 * 2**20
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MOST_ROWS = 16384  # a step is prepared row by row; no single card takes as many
+SMALLER_GENERATIONS = "more, smaller generations a step"
 PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
 TORCH_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
@@ -436,7 +438,7 @@ def smaller(recipe: Recipe) -> list[Kind]:
             [{"heldout_batch_size": size} for size in halves(heldout)],
             same_gradient=True,
         ),
-        Kind("more, smaller generations a step", {"generation", "held-out"}, generations, same_gradient=True),
+        Kind(SMALLER_GENERATIONS, {"generation", "held-out"}, generations, same_gradient=True),
         Kind(
             "optimizer states of 8 bits",
             step,
@@ -530,6 +532,12 @@ def suggest(
                 return [together]
         return []
 
+    # Everything at its smallest; the generation's rows stay, since they count in micro-batches
+    least = attempt(
+        "", {k: v for kind in kinds if kind.cost != SMALLER_GENERATIONS for k, v in kind.levels[-1].items()}
+    )
+    if least is not None and too_large(least.prediction) - {"generation", "held-out"}:
+        return []
     alone: dict[bool, list[Suggestion]] = {True: [], False: []}
     for kind in kinds:
         if too_large(prediction) <= kind.phases:
@@ -587,6 +595,8 @@ def solve(
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
+PHASE_BEGINS = "phase: "  # begins a line of a measuring process
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device's memory ran out; CUDA and cuBLAS have names of their own for it."""
@@ -635,7 +645,12 @@ def room_of_this_process() -> float:
 
 
 def measure(
-    path: str | Path, argv: Sequence[str], prompt_length: int, cap: float | None = None, changes: dict | None = None
+    path: str | Path,
+    argv: Sequence[str],
+    prompt_length: int,
+    cap: float | None = None,
+    changes: dict | None = None,
+    progress: Callable[[str], None] = lambda phase: None,
 ) -> dict:
     """
     Runs two real steps in a process of its own, with random weights and completions of full length, and returns
@@ -645,6 +660,7 @@ def measure(
 
     Args:
         cap: GiB that the process may take of a CUDA device.
+        progress: Called with the name of each phase that begins.
 
     Raises:
         PredictionError: when the process ends without an answer, with the end of what it said.
@@ -656,13 +672,24 @@ def measure(
         "cap": cap,
     }
     prefer_expandable_segments()
-    done = subprocess.run(
-        [sys.executable, "-m", "grpo_math.memory", json.dumps(job)], capture_output=True, text=True, check=False
-    )
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith('{"device"'):
-            return json.loads(line)
-    raise PredictionError(f"measuring {path} failed (exit code {done.returncode}): {done.stderr.strip()[-800:]}")
+    command, answer = [sys.executable, "-m", "grpo_math.memory", json.dumps(job)], None
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process:
+            try:
+                for line in process.stdout:
+                    if line.startswith(PHASE_BEGINS):
+                        progress(line.removeprefix(PHASE_BEGINS).strip())
+                    elif line.startswith('{"device"'):
+                        answer = json.loads(line)
+            except BaseException:  # Ctrl-C
+                process.kill()
+                raise
+        if answer is None:
+            said.seek(0)
+            raise PredictionError(
+                f"measuring {path} failed (exit code {process.returncode}): {said.read().strip()[-800:]}"
+            )
+    return answer
 
 
 def _measure_here(job: dict) -> dict:
@@ -678,7 +705,8 @@ def _measure_here(job: dict) -> dict:
     if device.type != "cuda":
         config, length = model_config(recipe), job["prompt_length"]
         predicted = dry_run(recipe, config, length, cuda=False)
-        return {**result, "peaks": profiled_peaks(recipe, config, length), "predicted": predicted.peaks}
+        peaks = profiled_peaks(recipe, config, length, lambda phase: print(PHASE_BEGINS + phase, flush=True))
+        return {**result, "peaks": peaks, "predicted": predicted.peaks}
     if job["cap"]:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(job["cap"] * GIB / total, 1.0), device)
@@ -688,6 +716,7 @@ def _measure_here(job: dict) -> dict:
             self.phase = phase
 
         def __enter__(self):
+            print(PHASE_BEGINS + self.phase, flush=True)
             self._note()
             phases.append(self.phase)
             torch.cuda.reset_peak_memory_stats(device)
@@ -713,7 +742,9 @@ def _measure_here(job: dict) -> dict:
     return result
 
 
-def profiled_peaks(recipe: Recipe, config: Any, prompt_length: int) -> dict[str, int]:
+def profiled_peaks(
+    recipe: Recipe, config: Any, prompt_length: int, progress: Callable[[str], None] = lambda phase: None
+) -> dict[str, int]:
     """Bytes at the peak of each phase of a real step on the CPU, from the allocations that torch's profiler records."""
     import bisect
 
@@ -721,10 +752,12 @@ def profiled_peaks(recipe: Recipe, config: Any, prompt_length: int) -> dict[str,
 
     from grpo_math.dry_run import dry_run
 
+    def meter(phase: str) -> record_function:
+        progress(phase)
+        return record_function(f"phase:{phase}")
+
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        dry_run(
-            recipe, config, prompt_length, fake=False, cuda=False, meter=lambda name: record_function(f"phase:{name}")
-        )
+        dry_run(recipe, config, prompt_length, fake=False, cuda=False, meter=meter)
     events = recorded.profiler.kineto_results.events()
     times, live, total = [], [], 0
     for start, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):

@@ -285,6 +285,8 @@ def _not_found(name: str, error: Exception) -> str:
         )
     if path.is_file():
         return f"model_name_or_path: {name} is a file, and no GGUF file; name the folder that holds the model"
+    if name.startswith(("/", "./", "../", "~")):
+        return f"model_name_or_path: there is no folder or file {name}"
     return (
         f"model_name_or_path: {name} is neither a local folder nor reachable on the hub ({str(error).splitlines()[0]}). "
         f"Offline? Give a local folder or GGUF file, or {BUILTIN_TINY}, which needs no download."

@@ -123,6 +123,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.context_mark or error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(
+            f"{path}{line} is not valid YAML: {error.problem} ({error.context or 'write `key: value`'})"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -444,13 +450,26 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
         except (ValueError, TypeError, OSError, ImportError) as error:
             # The messages name the fields that they are about
             place = _place(re.findall(r"\w+", str(error)), overrides, path)
-            raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
+            raise RecipeError(f"{place}: {' '.join(str(error).split())}{_sizes_that_work(str(error))}") from error
     task, training, model = parts
     if isinstance(model.lora_target_modules, str) and model.lora_target_modules.isidentifier():
         # TRL makes one name a text, which peft reads as a pattern for a module's whole path
         model.lora_target_modules = [model.lora_target_modules]
     notes = [precision.note] if precision.note else []
     return Recipe(Path(path), values, task, training, model, notes, overrides)
+
+
+def _sizes_that_work(message: str) -> str:
+    """What to write where TRL only says that the completions of a generation do not divide into groups."""
+    found = re.search(r"\((\d+)\) must be divisible by num_generations", message)
+    if not found:
+        return ""
+    rows = int(found[1])
+    sizes = [str(n) for n in range(2, min(rows, 64) + 1) if rows % n == 0]
+    return (
+        f" A generation has {rows} completions (per_device_train_batch_size x gradient_accumulation_steps or "
+        f"steps_per_generation x processes); num_generations may be {', '.join(sizes)}."
+    )
 
 
 def _has_accelerator() -> bool:

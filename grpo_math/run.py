@@ -94,6 +94,7 @@ class Prepared:
         )
         self.recorder = report.RunRecorder(self.folder, self.problems.blind and self.problems.blind[0])
         self.interrupt = StopOnSignal()
+        self.aside: Path | None = None  # where an earlier run's files have been moved
         try:
             self.trainer = GRPOMathTrainer(
                 model=model,
@@ -276,7 +277,9 @@ def _train(run: Prepared) -> int:
             f"Stopped after step {trainer.state.global_step} (of {trainer.state.max_steps}). Checkpoint: {last}"
         )
         console.print(f"Reward curve so far: {folder / report.CURVE}")
-        console.print(f"Go on with: accelerate launch {folder / 'recipe.yaml'} --resume_from_checkpoint true")
+        console.print(f"Go on with: accelerate launch {_quoted(folder / 'recipe.yaml')} --resume_from_checkpoint true")
+        if run.aside is not None:
+            console.print(f"The files of the run before are in {run.aside}.")
         _end(trainer)
         return INTERRUPTED
     run.recorder.begin()  # a resumed run that was done already has trained no step
@@ -300,10 +303,11 @@ def _first_files(run: Prepared, before: dict | None, records: list[dict] | None)
     """Sets an earlier run's files aside, unless it is resumed, and writes what is known before the first step."""
     folder, recipe = run.folder, run.recipe
     folder.mkdir(parents=True, exist_ok=True)
-    aside = None if run.checkpoint else report.set_aside(folder)
-    if aside is not None:
-        tqdm.write(f"An earlier run's files are now in {aside}.")
-    text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: accelerate launch {folder / 'recipe.yaml'}")
+    run.aside = None if run.checkpoint else report.set_aside(folder)
+    if run.aside is not None:
+        tqdm.write(f"An earlier run's files are now in {run.aside}.")
+    command = f"accelerate launch {_quoted(folder / 'recipe.yaml')}"
+    text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: {command}")
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     if before is not None:
         _write_records(folder / "heldout_before.json", before, records)
@@ -364,9 +368,13 @@ def out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeError) -> 
     if resumed_from and step == 0:
         resume = f" --resume_from_checkpoint {'true' if wanted in (True, 'true') else shlex.quote(str(wanted))}"
         console.print(f"No step was finished since the resume: {resumed_from} still holds the run. To go on from it:")
-        console.print(f"  accelerate launch {recipe_file}{_words(given)}{resume}")
+        console.print(f"  accelerate launch {_quoted(recipe_file)}{_words(given)}{resume}")
     longest = run.longest_prompt if run is not None else None
     _say_what_fits(console, recipe_file, given, resume, longest)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _words(overrides: dict[str, Any]) -> str:
@@ -408,7 +416,7 @@ def _say_what_fits(
         afresh = {"optim", "use_peft"} & set(found["overrides"])
         cost = f"{found['cost']}{' (starts afresh)' if afresh and resume else ''}"
         words = _words({**given, **found["overrides"]})
-        command_line = f"accelerate launch {recipe_file}{words}{'' if afresh else resume}"
+        command_line = f"accelerate launch {_quoted(recipe_file)}{words}{'' if afresh else resume}"
         console.print(f"  {memory.gib(found['total'])} GiB, {cost}: {command_line}")
     if not answer.get("suggestions"):
         console.print("Nothing that was tried fits: use a smaller model.")

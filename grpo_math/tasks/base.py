@@ -155,20 +155,31 @@ def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
     if not path.is_file():
         raise TaskError(f"{given_by}: there is no file or folder {path} (a JSONL or parquet file with {wanted})")
     from datasets import disable_progress_bars, enable_progress_bars, load_dataset
+    from datasets.utils import logging
 
     kind = "parquet" if path.suffix == ".parquet" else "json"
     if path.stat().st_size == 0:
         raise TaskError(f"{path} is empty: it must hold rows with {wanted}")
     disable_progress_bars()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error below
     try:
         rows = load_dataset(kind, data_files=str(path), split="train")
     except Exception as error:  # as above: one fact, many exception types
-        raise TaskError(
-            f"could not read {path} as {kind} with {wanted}: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        cause = error.__cause__ or error  # `datasets` itself says only that it failed
+        reason = (str(cause).splitlines() or [""])[0]
+        raise TaskError(f"could not read {path} as {kind} with {wanted}: {type(cause).__name__}: {reason}") from error
     finally:
+        logging.set_verbosity(verbosity)
         enable_progress_bars()
     return RawRows(rows.to_list(), str(path))
+
+
+def check_columns(row: dict, needed: Sequence[str], place: str) -> None:
+    """Raise TaskError when a row lacks a column, with those that it has."""
+    lacking = [name for name in needed if name not in row]
+    if lacking:
+        raise TaskError(f"{place}: there is no column {', '.join(lacking)}; the row has {', '.join(map(str, row))}")
 
 
 def split_rows(

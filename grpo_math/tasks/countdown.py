@@ -22,7 +22,7 @@ from functools import lru_cache
 
 from tqdm.auto import tqdm
 
-from grpo_math.tasks.base import Example, TaskConfig, TaskError, read_rows, split_rows
+from grpo_math.tasks.base import Example, TaskConfig, TaskError, check_columns, read_rows, split_rows
 
 HUB_DATASET = ("Jiayi-Pan/Countdown-Tasks-3to4", None)
 HUB_SPLITS = ("train", None)  # the data set has one split: the held-out problems are cut from it by content
@@ -205,6 +205,7 @@ def content_key(row: dict) -> tuple:
 
 def check_row(row: dict, place: str) -> dict:
     """A clean row `{"nums", "target", ...}`, or a TaskError that names the place and the value."""
+    check_columns(row, ("nums", "target"), place)
     nums, target = row.get("nums"), row.get("target")
     if not isinstance(nums, list) or not nums or not all(isinstance(n, int) and not isinstance(n, bool) for n in nums):
         raise TaskError(f"{place}: column `nums` must be a non-empty list of integers, not {nums!r}")

@@ -16,7 +16,7 @@ import os
 import re
 from pathlib import Path
 
-from grpo_math.tasks.base import Example, TaskConfig, TaskError, read_rows, split_rows, subsample
+from grpo_math.tasks.base import Example, TaskConfig, TaskError, check_columns, read_rows, split_rows, subsample
 
 HUB_DATASET = ("openai/gsm8k", "main")
 ACCURACY = "gsm8k_accuracy"
@@ -39,6 +39,7 @@ def gold_number(answer: str) -> str | None:
 
 def check_row(row: dict, place: str) -> dict:
     """A clean row `{"question", "answer", "solution_text"}`, or a TaskError that names the place and the value."""
+    check_columns(row, ("question", "answer"), place)
     question, answer = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise TaskError(f"{place}: column `question` must be text, not {question!r}")
