@@ -382,6 +382,9 @@ def test_changes_are_added_up_when_none_alone_is_enough(small_argv):
     assert len(together[0].changes) > 1
     assert together[0].prediction.total < best
     assert memory.suggest(GSM8K, argv, need, 0.1) == []  # less than the CUDA context: nothing fits
+    tried = []
+    assert memory.suggest(GSM8K, argv, need, 0.72, tried.append) == []
+    assert len(tried) == 1  # with everything at its smallest it does not fit either
 
 
 def test_solve_finds_the_largest_that_fits(small_argv):

@@ -279,6 +279,18 @@ def test_every_default_passes_its_own_check():
             assert room.coerce(name, default, hint, field, "defaults", from_text=False) in (default, [default])
 
 
+def test_broken_yaml_is_named_by_its_line(tmp_path):
+    path = write(tmp_path, "task: countdown\nmax_steps 1500\nseed: 1\n")
+    with pytest.raises(RecipeError, match=r"r\.yaml, line 2 is not valid YAML: could not find expected ':'"):
+        read_yaml(path)
+
+
+def test_groups_that_do_not_divide_a_generation_come_with_sizes_that_do(tiny_recipe):
+    words = ["--num_generations", "7", "--per_device_train_batch_size", "24"]
+    with pytest.raises(RecipeError, match=r"has 24 completions .* num_generations may be 2, 3, 4, 6, 8, 12, 24\."):
+        load_recipe(tiny_recipe, words)
+
+
 def test_fields_of_an_adapter_beside_a_saved_one_are_refused_from_the_command_line(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()

@@ -289,6 +289,19 @@ def test_an_answer_column_that_does_not_parse_is_named(tmp_path, capsys, small_c
     assert f"row {len(GSM8K_ROWS)}: column `answer`" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(tiny_recipe, tmp_path, capsys, monkeypatch):
+    from grpo_math import checks
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checks.tempfile, "TemporaryDirectory", refuse)
+    assert run(tiny_recipe, tmp_path / "new" / "out") == 2
+    says = f"command line: output_dir: {tmp_path / 'new' / 'out'} cannot be written (Permission denied in {tmp_path})"
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_run_keeps_the_first(tiny_recipe, tmp_path, short, capsys):
     assert run(tiny_recipe, tmp_path, *short) == 0
     first = (tmp_path / "metrics.jsonl").read_text()
@@ -367,6 +380,7 @@ def test_commands_explain_themselves(capsys, tmp_path):
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
     assert cli.main(["trian"]) == 2
+    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
     assert cli.main(["fields", "num_generations_eval"]) == 0
     assert "num_generations_eval: int | None   (GRPOMathConfig)" in capsys.readouterr().out
     assert cli.main(["fields", "learning_rat_"]) == 2

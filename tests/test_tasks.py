@@ -448,3 +448,19 @@ def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch, tmp_path, ca
     assert (launcher, launch) == ("accelerate", "launch")
     assert cli.main(["train", str(ROOT / recipe), *words[:-1], str(tmp_path), "--disable_tqdm", "true"]) == 0
     assert "cannot read the task" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"question": "x", "answer"\n', "Missing a colon after a name of object member"),
+        ('{"q": 1, "a": 2}\n', "there is no column question, answer; the row has q, a"),
+    ],
+)
+def test_a_file_that_is_no_data_set_is_named_with_what_is_wrong_in_it(tmp_path, capfd, text, says):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(TaskError, match=says) as raised:
+        load_problems(TaskConfig(task="gsm8k", dataset_path=str(path)))
+    assert str(path) in str(raised.value)
+    assert capfd.readouterr().err == ""  # `datasets` logs nothing beside it
