@@ -631,14 +631,16 @@ def dry_run(
 
 def _follow_a_4bit_load(tracker: Tracker, model: torch.nn.Module, dtype: torch.dtype) -> None:
     """What a load has on the card for a while: one weight that is not quantized yet, and embeddings that move to the host."""
-    passing = [max(p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state"))]
-    passing += [module.weight.numel() for module in model.modules() if isinstance(module, models.HostEmbedding)]
-    held = []
-    for size, name in zip(
-        reversed(passing), ("embeddings on their way", "a weight before it is quantized"), strict=False
-    ):
+    passing = {
+        "embeddings on their way": [m.weight.numel() for m in model.modules() if isinstance(m, models.HostEmbedding)],
+        "a weight before it is quantized": [
+            p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state")
+        ],
+    }
+    held = []  # both at once
+    for name, sizes in passing.items():
         with tracker.unseen():
-            held.append(torch.empty(size, dtype=dtype))
+            held.append(torch.empty(max(sizes, default=0), dtype=dtype))
         tracker.follow(held[-1], name, "temporaries")
 
 

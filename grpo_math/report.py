@@ -191,13 +191,10 @@ def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
     bottom.set_ylabel("share of groups")
     bottom.set_xlabel("iteration (optimizer step)")
     length = bottom.twinx()
-    length.plot(
-        steps,
-        [r.get("completions/mean_length") for r in records],
-        color="C4",
-        marker=marker,
-        label="completion length",
-    )
+    lengths = [r.get("completions/mean_length") for r in records]
+    length.plot(steps, lengths, color="C4", marker=marker, label="completion length")
+    # From 0: else a change of a hundredth of a token fills the plot
+    length.set_ylim(0, 1.1 * max((n for n in lengths if n), default=1))
     length.set_ylabel("tokens")
     lines = bottom.get_lines() + length.get_lines()
     if any(r.get("kl") is not None for r in records):
@@ -205,7 +202,8 @@ def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
         kl.spines["right"].set_position(("axes", 1.1))
         lines += kl.plot(steps, [r.get("kl") for r in records], color="C5", label="KL to the reference")
         kl.set_ylabel("nats per token")
-    bottom.legend(lines, [line.get_label() for line in lines], loc="best", fontsize=8)
+    names = [line.get_label() for line in lines]
+    figure.legend(lines, names, loc="outside lower center", ncol=len(lines), fontsize=8)
     figure.savefig(folder / CURVE, dpi=120)
     return folder / CURVE
 
