@@ -106,12 +106,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from grpo_math.memory import prefer_expandable_segments
 
     prefer_expandable_segments()
+    from grpo_math.recipe import read_yaml
+
     try:
+        if command in ("train", "eval", "memory"):
+            read_yaml(rest[0])  # at once, before seconds of imports
         return commands[command](rest)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    except _user_errors() as error:
+    except Exception as error:
+        if not _is_the_users(error):
+            raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"grpo-math: error: {error}", file=sys.stderr)
         return 2
@@ -128,13 +134,16 @@ def _quieten() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
+def _is_the_users(error: Exception) -> bool:
+    from grpo_math.recipe import RecipeError
+
+    if isinstance(error, RecipeError):  # before seconds of imports
+        return True
     from grpo_math.memory import PredictionError
     from grpo_math.models import ModelError
-    from grpo_math.recipe import RecipeError
     from grpo_math.tasks import TaskError
 
-    return RecipeError, TaskError, ModelError, PredictionError
+    return isinstance(error, (TaskError, ModelError, PredictionError))
 
 
 def _train(rest: Sequence[str]) -> int:
