@@ -28,6 +28,8 @@ def recipe(tiny_recipe, tmp_path):
 
     def read(name, **overrides):
         options = {**SMALL, "output_dir": tmp_path / name, **overrides}
+        if "model_name_or_path" in overrides:  # a saved adapter, which is as it is
+            options = {key: value for key, value in options.items() if not key.startswith("lora_")}
         return load_recipe(tiny_recipe, [word for key, value in options.items() for word in (f"--{key}", str(value))])
 
     return read
