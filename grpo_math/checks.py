@@ -4,10 +4,12 @@ place, the value and the fix. (What a recipe alone can tell is checked in `recip
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,7 @@ def check_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None
         lacking = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
         if not lacking and isinstance(inner, MathReward):  # ours also say when neither of two columns is there
             try:
-                inner(completions=[""], **columns)
+                inner(prompts=[""], completions=[""], **columns)
             except ValueError:
                 lacking = ["answer"]
         if lacking:
@@ -130,16 +132,29 @@ def check_start(recipe: Recipe, trainer: Any) -> None:
 
 def check_folder(recipe: Recipe) -> None:
     """`output_dir` is a folder that can be written to, or can become one."""
-    folder = Path(recipe.training.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"{recipe.place('output_dir')}: output_dir: {folder} is a file; name a folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    folder = Path(recipe.training.output_dir).absolute()
+    place = f"{recipe.place('output_dir')}: output_dir: {recipe.training.output_dir}"
+    # os.path: what may not be looked into is simply not there
+    parent = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not os.path.isdir(parent):
+        raise RecipeError(f"{place}: {parent} is a file; name a folder")
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
-        raise RecipeError(
-            f"{recipe.place('output_dir')}: output_dir: {folder} cannot be written ({error.strerror} in {parent}); name another"
-        ) from error
+        raise RecipeError(f"{place} cannot be written ({error.strerror} in {parent}); name another") from error
+
+
+@contextlib.contextmanager
+def no_folder_left(folder: Path) -> Iterator[None]:
+    """Removes the folders that were made inside the context, if it ends in an error and they are empty."""
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # not made after all, or not empty
+                path.rmdir()
+        raise
 
 
 def check_target_modules(recipe: Recipe, model: Any) -> None:

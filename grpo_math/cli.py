@@ -267,7 +267,7 @@ def _split_options(
         elif name in numbers:
             if not equals and (not queue or queue[0].startswith("--")):
                 raise RecipeError(f"command line: {word} has no value; write {word} VALUE")
-            text = text or queue.pop(0)
+            text = text if equals else queue.pop(0)
             try:
                 values[name] = numbers[name](text)
                 valid = values[name] > 0 and values[name] < float("inf")
@@ -297,7 +297,9 @@ def _report(rest: Sequence[str]) -> int:
     try:
         summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
         curve = report.draw_curve(folder, summary.get("blind"))
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+    except OSError as error:
+        raise RecipeError(f"{error.filename or folder} cannot be read or written: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RecipeError(f"{folder} holds a file that no run has written so: {error!r}") from error
     if curve is None:
         raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")

@@ -394,7 +394,8 @@ def _with_micro_batch(recipe: Recipe, size: int) -> dict[str, Any]:
     args = recipe.training
     micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro * accumulation // size}
-    if args.steps_per_generation != accumulation and not recipe.values.get("generation_batch_size"):
+    given = recipe.values.get("steps_per_generation") or args.steps_per_generation != accumulation
+    if given and not recipe.values.get("generation_batch_size"):
         changes["steps_per_generation"] = micro * args.steps_per_generation // size
     return changes
 
@@ -500,7 +501,8 @@ def suggest(
     """
     from grpo_math.models import ModelError
 
-    kinds = smaller(_planned(path, argv))
+    recipe = _planned(path, argv)
+    kinds = smaller(recipe)
     room = (vram * GIB - OVERHEAD_BYTES) / OVERHEAD_FACTOR
     if room <= 0:
         return []
@@ -536,7 +538,9 @@ def suggest(
     least = attempt(
         "", {k: v for kind in kinds if kind.cost != SMALLER_GENERATIONS for k, v in kind.levels[-1].items()}
     )
-    if least is not None and too_large(least.prediction) - {"generation", "held-out"}:
+    # What is certainly least then: of training not where it has begun to accumulate, which keeps gradients beside activations
+    certain = {"load", "optimizer"} | ({"training"} if recipe.training.gradient_accumulation_steps > 1 else set())
+    if least is not None and too_large(least.prediction) & certain:
         return []
     alone: dict[bool, list[Suggestion]] = {True: [], False: []}
     for kind in kinds:

@@ -129,7 +129,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError(
             f"{path}{line} is not valid YAML: {error.problem} ({error.context or 'write `key: value`'})"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # text that is not UTF-8, a date that there is not
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold keys and values (`max_steps: 100`), not {type(values).__name__}")
@@ -364,9 +364,12 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
     def of_adapter(name: str) -> bool:
         return name.startswith("lora_") or name in ("use_dora", "use_rslora")
 
+    def asks(name: str) -> bool:
+        return of_adapter(name) and values[name] is not None and values[name] is not False
+
     model = values.get("model_name_or_path") or ""
     if adapter_base(model):
-        for name in filter(of_adapter, overrides):
+        for name in filter(asks, overrides):
             raise RecipeError(
                 f"{COMMAND_LINE}: {name}: {values[name]} has no effect: {model} is a saved adapter, which is trained further "
                 f"as it is. Leave {name} out, or name the adapter's base model"
@@ -381,8 +384,7 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
                 "cannot be trained: add --use_peft true (an adapter is trained on them), or leave it out"
             )
     for name, value in values.items():
-        asks = value is not None and value is not False
-        if of_adapter(name) and asks and (name in overrides or "use_peft" not in values):
+        if asks(name) and (name in overrides or "use_peft" not in values):
             raise RecipeError(
                 f"{_place([name], overrides, path)}: {name}: {value} has no effect without use_peft: true: add "
                 f"--use_peft true, or leave {name} out"
@@ -465,11 +467,10 @@ def _sizes_that_work(message: str) -> str:
     if not found:
         return ""
     rows = int(found[1])
-    sizes = [str(n) for n in range(2, min(rows, 64) + 1) if rows % n == 0]
-    return (
-        f" A generation has {rows} completions (per_device_train_batch_size x gradient_accumulation_steps or "
-        f"steps_per_generation x processes); num_generations may be {', '.join(sizes)}."
-    )
+    sizes = [str(n) for n in range(2, rows + 1) if rows % n == 0][:12]
+    if not sizes:
+        return " Raise per_device_train_batch_size or gradient_accumulation_steps: one completion makes no group."
+    return f" A generation has {rows} completions; num_generations may be {', '.join(sizes)}."
 
 
 def _has_accelerator() -> bool:

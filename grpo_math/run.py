@@ -95,25 +95,22 @@ class Prepared:
         self.recorder = report.RunRecorder(self.folder, self.problems.blind and self.problems.blind[0])
         self.interrupt = StopOnSignal()
         self.aside: Path | None = None  # where an earlier run's files have been moved
-        try:
-            self.trainer = GRPOMathTrainer(
-                model=model,
-                reward_funcs=rewards,
-                args=args,
-                train_dataset=Dataset.from_list(self.problems.train),
-                processing_class=self.tokenizer,
-                peft_config=None if further else get_peft_config(recipe.model),
-                callbacks=[self.recorder, self.interrupt],
-            )
-        except (
-            ValueError,
-            ImportError,
-            OSError,
-        ) as error:  # options that contradict this model or machine: it says which
-            place = recipe.place(*re.findall(r"\w+", str(error)))
-            raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
-        if training:
-            checks.check_start(recipe, self.trainer)
+        with checks.no_folder_left(self.folder):
+            try:
+                self.trainer = GRPOMathTrainer(
+                    model=model,
+                    reward_funcs=rewards,
+                    args=args,
+                    train_dataset=Dataset.from_list(self.problems.train),
+                    processing_class=self.tokenizer,
+                    peft_config=None if further else get_peft_config(recipe.model),
+                    callbacks=[self.recorder, self.interrupt],
+                )
+            except (ValueError, ImportError, OSError) as error:  # what contradicts this model or machine
+                place = recipe.place(*re.findall(r"\w+", str(error)))
+                raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
+            if training:
+                checks.check_start(recipe, self.trainer)
         self.recorder.trainer = self.interrupt.trainer = self.trainer
         if not args.disable_tqdm:  # the figures beside the bar; all of them are in metrics.jsonl
             self.trainer.remove_callback(ProgressCallback)

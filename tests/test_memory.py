@@ -252,6 +252,32 @@ def test_a_recipe_that_counts_a_generation_in_rows_gets_advice_in_rows(small_val
     assert {"generation_batch_size": 8} in [level for kind in kinds for level in kind.levels]
 
 
+@pytest.mark.parametrize("parts", [{}, {"steps_per_generation": 8}, {"steps_per_generation": 4}])
+def test_smaller_micro_batches_leave_the_rows_of_a_generation(small_values, parts):
+    argv = memory.as_arguments({**small_values, "gradient_accumulation_steps": 8, **parts})
+    recipe = load_recipe(GSM8K, argv)
+    for size in (1, 2):
+        changed = load_recipe(GSM8K, memory._merged(argv, memory._with_micro_batch(recipe, size))).training
+        assert changed.generation_batch_size == recipe.training.generation_batch_size
+        assert changed.per_device_train_batch_size * changed.gradient_accumulation_steps == 32
+
+
+def test_accumulation_that_the_advice_itself_begins_does_not_rule_out_the_rest(tmp_path, small_argv):
+    """A wide adapter without accumulation: micro-batches of one row keep its gradients beside the activations."""
+    config = LlamaConfig(vocab_size=500, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+                         tie_word_embeddings=True, eos_token_id=1, pad_token_id=0)  # fmt: skip
+    config.save_pretrained(tmp_path)
+    changes = {"model_name_or_path": tmp_path, "lora_r": 256, "gradient_accumulation_steps": 1, "num_generations": 2,
+               "per_device_train_batch_size": 2, "optim": "adamw_8bit"}  # fmt: skip
+    argv = memory._merged(small_argv, changes)
+    need = memory.predict(GSM8K, argv, 8)
+    four_bits = {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4"}
+    enough = memory.predict(GSM8K, argv, 8, four_bits)
+    assert enough.total < need.total
+    found = memory.suggest(GSM8K, argv, need, enough.total / GIB)
+    assert four_bits in [suggestion.changes for suggestion in found]
+
+
 def test_a_precision_that_is_left_open_is_planned_as_it_is_run(small_argv):
     assert load_recipe(GSM8K, [*small_argv, "--bf16", "null"], planned=True).training.bf16 is True
     assert load_recipe(GSM8K, [*small_argv, "--bf16", "false"], planned=True).training.bf16 is False
@@ -521,6 +547,7 @@ def test_the_cublas_workspace_is_the_devices_and_the_larger_one_where_there_is_n
         ),
         (["--vram", "much"], "--vram much: write a number above 0"),
         (["--vrma", "4"], "vrma is not a field of a recipe; did you mean vram?"),
+        (["--vram="], "--vram : write a number above 0"),
         (["--vram"], "--vram has no value; write --vram VALUE"),
         (["--json=1"], "--json takes no value"),
         (["--prompt_length", "1.5"], "--prompt_length 1.5: write a whole number above 0"),

@@ -134,6 +134,7 @@ def test_a_wrong_override_names_the_value_and_the_fix(tiny_recipe, argv, says):
         ("max_steps: 1\nmax_steps: 2\n", ["line 2", "max_steps", "twice"]),
         ("- a\n- b\n", ["keys and values", "list"]),
         ("a: [1\n", ["not valid YAML"]),
+        ("a: 2026-99-99\n", ["not valid YAML", "month must be in 1..12"]),
         ("max_step: 3\n", ["max_step", "did you mean max_steps"]),
         ("loss_type: dpao\n", ["loss_type", "dapo"]),
         ("num_generations: 3.5\n", ["num_generations", "3.5"]),
@@ -289,6 +290,10 @@ def test_groups_that_do_not_divide_a_generation_come_with_sizes_that_do(tiny_rec
     words = ["--num_generations", "7", "--per_device_train_batch_size", "24"]
     with pytest.raises(RecipeError, match=r"has 24 completions .* num_generations may be 2, 3, 4, 6, 8, 12, 24\."):
         load_recipe(tiny_recipe, words)
+    with pytest.raises(RecipeError, match=r"num_generations may be 67\."):
+        load_recipe(tiny_recipe, ["--num_generations", "7", "--per_device_train_batch_size", "67"])
+    with pytest.raises(RecipeError, match="one completion makes no group"):
+        load_recipe(tiny_recipe, ["--num_generations", "2", "--per_device_train_batch_size", "1"])
 
 
 def test_fields_of_an_adapter_beside_a_saved_one_are_refused_from_the_command_line(tmp_path):
@@ -297,5 +302,6 @@ def test_fields_of_an_adapter_beside_a_saved_one_are_refused_from_the_command_li
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "builtin/countdown-tiny"}')
     words = ["--model_name_or_path", str(folder)]
     assert load_recipe(ROOT / "recipes" / "gsm8k.yaml", words).model.lora_r == 16  # the recipe's own may stand
+    load_recipe(ROOT / "recipes" / "gsm8k.yaml", [*words, "--use_dora", "false"])  # asks for nothing
     with pytest.raises(RecipeError, match=r"command line: lora_r: 64 has no effect: .*adapter is a saved adapter"):
         load_recipe(ROOT / "recipes" / "gsm8k.yaml", [*words, "--lora_r", "64"])

@@ -289,17 +289,20 @@ def test_an_answer_column_that_does_not_parse_is_named(tmp_path, capsys, small_c
     assert f"row {len(GSM8K_ROWS)}: column `answer`" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(tiny_recipe, tmp_path, capsys, monkeypatch):
-    from grpo_math import checks
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc, which not even root can write to, is a Linux matter")
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(tiny_recipe, tmp_path, capsys):
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for folder, parent in (("/proc/new/out", "/proc"), (tmp_path / "nowhere" / "out", tmp_path / "nowhere")):
+        assert run(tiny_recipe, folder) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"grpo-math: error: command line: output_dir: {folder}")
+        assert f"in {parent}); name another" in error or f"{parent} is a file" in error
 
-    def refuse(dir):
-        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checks.tempfile, "TemporaryDirectory", refuse)
-    assert run(tiny_recipe, tmp_path / "new" / "out") == 2
-    says = f"command line: output_dir: {tmp_path / 'new' / 'out'} cannot be written (Permission denied in {tmp_path})"
-    assert says in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def test_a_run_that_is_refused_leaves_no_folder(tiny_recipe, tmp_path, short):
+    (tmp_path / "kept").mkdir()
+    assert run(tiny_recipe, tmp_path / "kept" / "new" / "out", *short, "--optim", "lomo") == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
 
 
 def test_a_second_run_keeps_the_first(tiny_recipe, tmp_path, short, capsys):

@@ -454,12 +454,13 @@ def test_the_readmes_task_of_ones_own_works_as_printed(monkeypatch, tmp_path, ca
     ("text", "says"),
     [
         ('{"question": "x", "answer"\n', "Missing a colon after a name of object member"),
+        ('{"question": "caf\udce9", "answer": "#### 1"}\n', "could not read .*json"),
         ('{"q": 1, "a": 2}\n', "there is no column question, answer; the row has q, a"),
     ],
 )
 def test_a_file_that_is_no_data_set_is_named_with_what_is_wrong_in_it(tmp_path, capfd, text, says):
     path = tmp_path / "rows.jsonl"
-    path.write_text(text)
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(TaskError, match=says) as raised:
         load_problems(TaskConfig(task="gsm8k", dataset_path=str(path)))
     assert str(path) in str(raised.value)

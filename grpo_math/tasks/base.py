@@ -164,7 +164,7 @@ def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error below
     try:
-        rows = load_dataset(kind, data_files=str(path), split="train")
+        rows = load_dataset(kind, data_files=str(path), split="train").to_list()
     except Exception as error:  # as above: one fact, many exception types
         cause = error.__cause__ or error  # `datasets` itself says only that it failed
         reason = (str(cause).splitlines() or [""])[0]
@@ -172,7 +172,7 @@ def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
     finally:
         logging.set_verbosity(verbosity)
         enable_progress_bars()
-    return RawRows(rows.to_list(), str(path))
+    return RawRows(rows, str(path))
 
 
 def check_columns(row: dict, needed: Sequence[str], place: str) -> None:
