@@ -92,7 +92,7 @@ def _wandb_is_ready() -> bool:
 GIVEN_TO_REWARDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
-def check_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None:
+def check_reward_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None:
     """The rows have the columns that each reward function needs."""
     columns = {name: [value] for name, value in problems.train[0].items() if name != "prompt"}
     for reward in rewards:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import os
 import sys
@@ -92,9 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, rest = "train", argv
     commands = {"train": _train, "eval": _eval, "memory": _memory, "report": _report, "fields": _fields}
     if command not in commands:
-        near = difflib.get_close_matches(command, commands, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"{USAGE}\n\ngrpo-math: error: there is no command {command!r}{hint}", file=sys.stderr)
+        from grpo_math.tasks.base import nearest
+
+        print(
+            f"{USAGE}\n\ngrpo-math: error: there is no command {command!r}{nearest(command, commands)}", file=sys.stderr
+        )
         return 2
     if any(word in ("-h", "--help") for word in rest):
         print(HELP[command])

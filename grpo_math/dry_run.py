@@ -558,8 +558,8 @@ def dry_run(
     dtype = _dtype(recipe, config)
     _quiet(args)
     args.max_steps = 1 if fake else 2
-    adapter = models.resolve_name(recipe.model.model_name_or_path or "")
-    adapter = adapter if models.adapter_base(adapter) else None
+    name = recipe.model.model_name_or_path or ""
+    saved_adapter = name if models.adapter_base(name) else None
     meter = meter or (lambda phase: contextlib.nullcontext())
 
     @contextlib.contextmanager
@@ -590,10 +590,9 @@ def dry_run(
                     tracker.follow(module.weight, "load", "weights")
             if fake and recipe.model.load_in_4bit:
                 _follow_a_4bit_load(tracker, model, dtype)
-            saved_weights = {}
-            if adapter is not None:
-                model = _with_adapter(model, adapter)
-                saved_weights = {p: p.data for p in model.parameters() if p.requires_grad}
+            if saved_adapter is not None:
+                model = _with_adapter(model, saved_adapter)
+            loaded = models.adapter_weights(model)
             stack.enter_context(_reference_from(recipe, config, dtype, device))
             callback = _Steady(tracker, during, fake)
             trainer = GRPOMathTrainer(
@@ -602,14 +601,12 @@ def dry_run(
                 args=args,
                 train_dataset=Dataset.from_list([{"prompt": "a"}] * rows),
                 processing_class=tokenizer,
-                peft_config=None if adapter is not None else get_peft_config(recipe.model),
+                peft_config=None if saved_adapter is not None else get_peft_config(recipe.model),
                 callbacks=[callback],
             )
-            for parameter, values in saved_weights.items():  # as a run does it: TRL has rounded a QLoRA adapter
-                parameter.data = values.to(parameter.device)
-            saved_weights.clear()
             if hasattr(trainer.model, "peft_config"):
-                models.float32_adapter(trainer.model)
+                models.float32_adapter(trainer.model, loaded)
+            del loaded  # it holds the weights of the load
         callback.trainer = trainer
         for name in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(name)
@@ -715,8 +712,7 @@ def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: i
     trainer.eos_token_ids = trainer.eos_token_ids or [1]
     trainer.generation_config.eos_token_id = None  # no completion ends early
     trainer.generation_kwargs["eos_token_id"] = None
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    base = _base_model(trainer.accelerator.unwrap_model(trainer.model))
     end = trainer.eos_token_ids[0]
 
     def generate_full(prompt_ids, *args, **kwargs):
@@ -735,7 +731,7 @@ def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: i
 
     count = itertools.count()
     args, group = trainer.args, trainer.num_generations
-    vocabulary = _vocabulary(trainer)
+    vocabulary = _vocabulary(base)
     # The first micro-batch, and one beside its gradients: where a new generation falls into some step, that one
     micro_batches, generate_every = args.gradient_accumulation_steps, args.steps_per_generation * args.num_iterations
     second, first_of_step = micro_batches - 1, 0
@@ -764,8 +760,13 @@ def _run_step(trainer: Any, tracker: Tracker, during: Callable, prompt_length: i
         trainer.train()
 
 
-def _vocabulary(trainer: Any) -> int:
-    return trainer.accelerator.unwrap_model(trainer.model).config.get_text_config().vocab_size
+def _base_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The model without the adapter around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _vocabulary(model: torch.nn.Module) -> int:
+    return model.config.get_text_config().vocab_size
 
 
 @contextlib.contextmanager
@@ -774,7 +775,7 @@ def two_tokens(model: torch.nn.Module, tracker: Tracker, length: int) -> Iterato
     Inside the context `model.generate` stops after its first and last forward pass: after the first the cache and the
     attention mask grow to what they are before the last of `length` tokens.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base_model(model)
     update, forward = base._update_model_kwargs_for_generation, base.forward
     calls = itertools.count(1)
 
@@ -833,7 +834,7 @@ def _held_out(trainer: Any, tracker: Tracker, prompt_length: int, rows: int, fak
     policy = trainer.accelerator.unwrap_model(trainer.model)
     policy.eval()
     # As the greedy half of the measuring has it: every prompt once
-    ids, length = prompts_of(prompt_length, rows, 1, _vocabulary(trainer)), trainer.max_completion_length
+    ids, length = prompts_of(prompt_length, rows, 1, _vocabulary(policy)), trainer.max_completion_length
     tracker.group_size = 1
     settings = {**sampling_of(trainer.args), "do_sample": True, "max_new_tokens": length, "eos_token_id": None}
     with two_tokens(policy, tracker, length) if fake else contextlib.nullcontext():

@@ -37,7 +37,6 @@ DEFAULT_VRAM = 8.0  # GiB
 WORKSPACE_BYTES, WORKSPACE_BYTES_FROM_9 = 8320 * 1024, 32 * 2**20
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MOST_ROWS = 16384  # a step is prepared row by row; no single card takes as many
-SMALLER_GENERATIONS = "more, smaller generations a step"
 PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
 TORCH_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
@@ -410,7 +409,8 @@ def smaller(recipe: Recipe) -> list[Kind]:
     heldout = task.heldout_batch_size if task.heldout_size else 0
     step = set(PHASES) - {"load"}
     tokens = step - {"optimizer"}
-    adapter = model.use_peft or models.adapter_base(models.resolve_name(model.model_name_or_path or "")) is not None
+    name = model.model_name_or_path or ""
+    adapter = model.use_peft or models.adapter_base(name) is not None
     lora = {"use_peft": True, "dtype": "bfloat16", "learning_rate": 2e-5, "optim": "adamw_torch"}
     quantized = {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4"}
 
@@ -439,7 +439,7 @@ def smaller(recipe: Recipe) -> list[Kind]:
             [{"heldout_batch_size": size} for size in halves(heldout)],
             same_gradient=True,
         ),
-        Kind(SMALLER_GENERATIONS, {"generation", "held-out"}, generations, same_gradient=True),
+        Kind("more, smaller generations a step", {"generation", "held-out"}, generations, same_gradient=True),
         Kind(
             "optimizer states of 8 bits",
             step,
@@ -461,9 +461,7 @@ def smaller(recipe: Recipe) -> list[Kind]:
         Kind(
             "a frozen base of 4 bits (QLoRA)",
             set(PHASES),
-            []
-            if model.load_in_4bit or models.is_gguf(model.model_name_or_path or "")
-            else [{**({} if adapter else lora), **quantized}],
+            [] if model.load_in_4bit or models.is_gguf(name) else [{**({} if adapter else lora), **quantized}],
         ),
     ]
     return [kind for kind in kinds if kind.levels]
@@ -534,12 +532,10 @@ def suggest(
                 return [together]
         return []
 
-    # Everything at its smallest; the generation's rows stay, since they count in micro-batches
-    least = attempt(
-        "", {k: v for kind in kinds if kind.cost != SMALLER_GENERATIONS for k, v in kind.levels[-1].items()}
-    )
-    # What is certainly least then: of training not where it has begun to accumulate, which keeps gradients beside activations
+    # What is certainly least with everything that helps it at its smallest; training is not where that begins to accumulate,
+    # which keeps gradients beside activations
     certain = {"load", "optimizer"} | ({"training"} if recipe.training.gradient_accumulation_steps > 1 else set())
+    least = attempt("", {k: v for kind in kinds if kind.phases & certain for k, v in kind.levels[-1].items()})
     if least is not None and too_large(least.prediction) & certain:
         return []
     alone: dict[bool, list[Suggestion]] = {True: [], False: []}

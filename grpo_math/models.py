@@ -293,8 +293,18 @@ def _not_found(name: str, error: Exception) -> str:
     )
 
 
-def float32_adapter(model: PreTrainedModel) -> None:
-    """Trainable weights to float32, in place. TRL casts a QLoRA adapter to bfloat16, where steps of RL size round away."""
+def adapter_weights(model: PreTrainedModel) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """The trained weights of a saved adapter as they were loaded, for [`float32_adapter`]; of any other model nothing."""
+    return {p: p.data for p in model.parameters() if p.requires_grad} if isinstance(model, PeftModel) else {}
+
+
+def float32_adapter(model: PreTrainedModel, loaded: dict[torch.nn.Parameter, torch.Tensor] | None = None) -> None:
+    """
+    Trainable weights to float32, in place; those of `loaded` as they were there. TRL casts a QLoRA adapter to bfloat16, where
+    steps of RL size round away.
+    """
+    for parameter, weights in (loaded or {}).items():
+        parameter.data = weights.to(parameter.device)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()

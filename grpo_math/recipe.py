@@ -67,7 +67,7 @@ class Recipe:
 
     def place(self, *names: str) -> str:
         """Where the values of these fields came from, for messages: the command line if it gave one, else the file."""
-        return COMMAND_LINE if self.overrides.intersection(names) else str(self.path)
+        return _place(names, self.overrides, self.path)
 
 
 def config_classes() -> tuple[type, ...]:

@@ -69,7 +69,7 @@ class Prepared:
             self.problems = load_problems(task, self.tokenizer)
         if training:
             checks.check_rows(recipe, self.problems)
-            checks.check_columns(recipe, rewards, self.problems)
+            checks.check_reward_columns(recipe, rewards, self.problems)
         checks.check_template(recipe, self.problems, self.tokenizer)
         self.longest_prompt, self.unknown = checks.check_lengths(recipe, self.problems, self.tokenizer, config)
 
@@ -84,10 +84,10 @@ class Prepared:
                 f"{recipe.place(*names)}: {recipe.model.model_name_or_path} cannot be loaded"
                 f"{f' with {settings}' if settings else ''}: {' '.join(str(error).split())}"
             ) from error
-        if not isinstance(model, PeftModel):
-            checks.check_target_modules(recipe, model)
         further = isinstance(model, PeftModel)  # a saved adapter goes on
-        saved = {p: p.data for p in model.parameters() if p.requires_grad} if further else {}
+        if not further:
+            checks.check_target_modules(recipe, model)
+        loaded = models.adapter_weights(model)
         # The trainer gets the model itself; for a reference of its own TRL still needs to know the revision.
         args.model_init_kwargs = (
             {"revision": recipe.model.model_revision} if args.beta and not recipe.model.use_peft else None
@@ -117,9 +117,7 @@ class Prepared:
             self.trainer.add_callback(ShortProgress())
         self.trainer.remove_callback(PrinterCallback)
         if isinstance(self.trainer.model, PeftModel):
-            for parameter, weights in saved.items():  # TRL has rounded a saved QLoRA adapter to bfloat16
-                parameter.data = weights.to(parameter.device)
-            models.float32_adapter(self.trainer.model)
+            models.float32_adapter(self.trainer.model, loaded)
 
     def measure(self, label: str) -> Accuracy | None:
         """Held-out accuracy of the policy as it is now; None when the recipe holds nothing out."""
