@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from benchmarks.plain import table as table  # for `common.table`
-from grpo_math import models
+from grpo_math import models, tiny_model
 from grpo_math.tasks import load_problems, resolve_rewards
 from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
@@ -25,8 +25,8 @@ SMOLLM2 = os.environ.get("GRPO_MATH_SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instru
 
 def tiny_countdown() -> tuple[torch.nn.Module, object, list[dict], Callable]:
     """The built-in tiny model, its tokenizer, training rows with text prompts, and the exact reward."""
-    folder = models.tiny_model_folder()
-    config = models.tiny_task_config(heldout_size=0)
+    folder = tiny_model.tiny_model_folder()
+    config = tiny_model.tiny_task_config(heldout_size=0)
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     (reward,) = resolve_rewards(None, config)

@@ -1099,8 +1099,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from grpo_math.cli import _quieten
+    from grpo_math.startup import quieten
 
-    _quieten()
+    quieten()
     wanted = json.loads(sys.argv[1])
     print(ANSWER + json.dumps(JOBS[wanted["part"]](wanted)))

@@ -46,7 +46,7 @@ def learn(setting: dict, seed: int, steps: int, learning_rate: float, out: Path)
     curve = Curve()
     trainer = common.make_trainer(
         True,
-        str(common.models.tiny_model_folder()),
+        str(common.tiny_model.tiny_model_folder()),
         reward,
         rows,
         tokenizer,

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.utils import split_tensor_dict
 
 from benchmarks import common, from_scratch
-from grpo_math import models
+from grpo_math import tiny_model
 from grpo_math.tasks import load_problems
 from grpo_math.tasks.base import TaskConfig
 
@@ -50,7 +50,7 @@ def make_trainer(ours: bool, folder: Path, model, rows: list[dict], size: tuple,
 def prompts_of(name: str, count: int) -> list[dict]:
     """The first prompts of a task, every second one marked dead."""
     if name == "tiny":
-        rows = load_problems(models.tiny_task_config(heldout_size=0)).train
+        rows = load_problems(tiny_model.tiny_task_config(heldout_size=0)).train
     else:
         rows = load_problems(TaskConfig(task="gsm8k", train_size=64, heldout_size=0)).train
     return [{"prompt": row["prompt"], "dead": bool(i % 2)} for i, row in enumerate(rows[:count])]
@@ -128,7 +128,7 @@ def identical_batches(names: list[str]) -> list[dict]:
         for name in names:
             folder = work / name
             if name == "tiny":
-                folder.symlink_to(models.tiny_model_folder())
+                folder.symlink_to(tiny_model.tiny_model_folder())
             else:
                 common.smollm2_folder(work)
             torch.save(make_batch(name, folder, work), work / f"{name}.pt")

@@ -22,11 +22,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import is_liger_kernel_available
 
 from grpo_math import models, report
+from grpo_math.errors import RecipeError, nearest
 from grpo_math.evaluation import prompt_ids
-from grpo_math.recipe import Recipe, RecipeError
+from grpo_math.recipe import Recipe
 from grpo_math.rewards import MathReward
 from grpo_math.tasks import Problems, UpToNextProblem
-from grpo_math.tasks.base import nearest
 
 
 def check_weights(recipe: Recipe, rewards: Sequence) -> None:

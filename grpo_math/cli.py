@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from grpo_math.errors import RecipeError, UserError, nearest
+from grpo_math.startup import prefer_expandable_segments, quieten
+
 USAGE = """usage: grpo-math COMMAND ...
 
   train RECIPE [--field value ...]   run a recipe (the same as: accelerate launch RECIPE [--field value ...])
@@ -91,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, rest = "train", argv
     commands = {"train": _train, "eval": _eval, "memory": _memory, "report": _report, "fields": _fields}
     if command not in commands:
-        from grpo_math.tasks.base import nearest
-
         print(
             f"{USAGE}\n\ngrpo-math: error: there is no command {command!r}{nearest(command, commands)}", file=sys.stderr
         )
@@ -103,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rest and command != "fields":
         print(HELP[command], file=sys.stderr)
         return 2
-    _quieten()
-    from grpo_math.memory import prefer_expandable_segments
-
+    quieten()
     prefer_expandable_segments()
     from grpo_math.recipe import read_yaml
 
@@ -116,35 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not _is_the_users(error):
-            raise
+    except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"grpo-math: error: {error}", file=sys.stderr)
         return 2
-
-
-def _quieten() -> None:
-    """Leave out what a user can do nothing about, so that what is printed is worth reading."""
-    import logging
-    import warnings
-
-    # TRL 1.16 sets arguments that transformers has renamed since.
-    warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
-    # bitsandbytes says at import, on every CPU, that an optional kernel package is missing.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def _is_the_users(error: Exception) -> bool:
-    from grpo_math.recipe import RecipeError
-
-    if isinstance(error, RecipeError):  # before seconds of imports
-        return True
-    from grpo_math.memory import PredictionError
-    from grpo_math.models import ModelError
-    from grpo_math.tasks import TaskError
-
-    return isinstance(error, (TaskError, ModelError, PredictionError))
 
 
 def _train(rest: Sequence[str]) -> int:
@@ -250,7 +224,7 @@ def _split_options(
     words: Sequence[str], flags: Sequence[str], numbers: dict[str, type]
 ) -> tuple[set[str], dict[str, float], list[str]]:
     """Takes a command's own options out of the words: the flags that are there, the numbers, and the words left."""
-    from grpo_math.recipe import RecipeError, check_name, fields
+    from grpo_math.recipe import check_name, fields
 
     known = [*fields(), *flags, *numbers]
     given, values, left = set(), {}, []
@@ -289,7 +263,6 @@ def _report(rest: Sequence[str]) -> int:
     from rich.console import Console
 
     from grpo_math import report
-    from grpo_math.recipe import RecipeError
 
     if len(rest) > 1:
         raise RecipeError(f"command line: report takes one folder, not also {' '.join(rest[1:])!r}")
@@ -312,8 +285,7 @@ def _report(rest: Sequence[str]) -> int:
 
 
 def _fields(rest: Sequence[str]) -> int:
-    from grpo_math.recipe import RecipeError, fields
-    from grpo_math.tasks.base import nearest
+    from grpo_math.recipe import fields
 
     wanted, found = " ".join(rest).lower(), False
     for name, (cls, field, hint) in fields().items():
@@ -325,3 +297,9 @@ def _fields(rest: Sequence[str]) -> int:
     if not found:
         raise RecipeError(f"no field has {wanted!r} in its name or help{nearest(wanted, fields())}")
     return 0
+
+
+def launch(file: str, name: str) -> None:
+    """Runs the recipe `file` when it is the main script; the last line of every recipe calls this."""
+    if name == "__main__":
+        sys.exit(main(["train", file, *sys.argv[1:]]))

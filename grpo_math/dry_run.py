@@ -36,7 +36,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 from trl import get_peft_config, get_quantization_config
 
-from grpo_math import models
+from grpo_math import models, tiny_model
 from grpo_math.memory import PHASES, DryRun
 from grpo_math.recipe import Recipe
 from grpo_math.trainer import GRPOMathTrainer
@@ -506,7 +506,7 @@ class _Steady(TrainerCallback):
 
 def stand_in_tokenizer() -> Any:
     """A tokenizer of one word, `a`, which is token 2."""
-    return models.word_tokenizer(["<pad>", "<eos>", "a"], unk_token="<pad>")
+    return tiny_model.word_tokenizer(["<pad>", "<eos>", "a"], unk_token="<pad>")
 
 
 def alternating_reward(completions: list, **columns) -> list[float]:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import StoppingCriteriaList, StopStringCriteria
 from trl.data_utils import is_conversational
 
-from grpo_math.generation import decode
+from grpo_math.decoding import decode
 from grpo_math.rewards import gsm8k_accuracy
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from grpo_math.recipe import Recipe, RecipeError, load_recipe
+from grpo_math.errors import ModelError, PredictionError, RecipeError
+from grpo_math.recipe import Recipe, load_recipe
+from grpo_math.startup import prefer_expandable_segments, quieten
 
 logger = logging.getLogger(__name__)
 
@@ -92,19 +94,6 @@ SHAPES = {
 # Tokens of the longest prompt without worked examples, in Qwen2.5's tokenizer: all 8,792 problems of GSM8K, and 2,000
 # generated Countdown problems of three and four numbers, in the longest prompt style
 LONGEST_PROMPT = {"gsm8k": 288, "countdown": 136}
-
-
-def prefer_expandable_segments() -> None:
-    """
-    Asks torch's CUDA allocator for segments that can grow, unless the environment says otherwise: blocks of many sizes then
-    fragment the card less (https://docs.pytorch.org/docs/stable/notes/cuda.html). It has to be called before CUDA is used.
-    """
-    if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-
-
-class PredictionError(ValueError):
-    """A memory prediction that cannot be made; the message says why and what to do."""
 
 
 # --- what is predicted ------------------------------------------------------------------------------------------------
@@ -198,11 +187,11 @@ def model_config(recipe: Recipe) -> Any:
         return AutoConfig.for_model(shape.pop("model_type"), **shape)
     try:
         return models.load_config(recipe.model, recipe.training.trust_remote_code)
-    except models.ModelError as error:
+    except ModelError as error:
         near = difflib.get_close_matches(name, [*SHAPES, *(f"{known}-Instruct" for known in SHAPES)], n=1)
         if not near:
             raise
-        raise models.ModelError(f"{error} Its shape is known without the hub if you mean {near[0]}.") from error
+        raise ModelError(f"{error} Its shape is known without the hub if you mean {near[0]}.") from error
 
 
 def longest_prompt(recipe: Recipe) -> tuple[int, str]:
@@ -305,7 +294,6 @@ def predict(
 
 def _run(path: str | Path, recipe: Recipe, config: Any, prompt_length: int, workspace: int) -> DryRun:
     from grpo_math.dry_run import dry_run
-    from grpo_math.models import ModelError
 
     try:
         return dry_run(recipe, config, prompt_length, workspace=workspace)
@@ -497,8 +485,6 @@ def suggest(
     Returns:
         `list[Suggestion]`: Those that fit, what changes the run least first; empty when nothing fits.
     """
-    from grpo_math.models import ModelError
-
     recipe = _planned(path, argv)
     kinds = smaller(recipe)
     room = (vram * GIB - OVERHEAD_BYTES) / OVERHEAD_FACTOR
@@ -881,7 +867,5 @@ def show_measured(console: Any, prediction: Prediction, measured: dict) -> None:
 
 
 if __name__ == "__main__":
-    from grpo_math.cli import _quieten
-
-    _quieten()
+    quieten()
     print(json.dumps(_measure_here(json.loads(sys.argv[1]))))

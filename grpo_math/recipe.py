@@ -6,7 +6,7 @@ make a recipe launchable, `accelerate launch recipes/countdown_tiny.yaml --max_s
     launch: r\"\"\"
     model_name_or_path: builtin/countdown-tiny
     ...
-    # \"\"\"; from grpo_math.recipe import launch; launch(__file__, __name__)
+    # \"\"\"; from grpo_math.cli import launch; launch(__file__, __name__)
 
 YAML sees a key `launch` with the text `r\"\"\"` and a comment. Python sees one string and one call, which does nothing
 unless the file is the main script (spawned worker processes import it again). Everything that can be wrong in a recipe
@@ -29,18 +29,14 @@ from typing import Any, Literal
 
 import yaml
 
-from grpo_math.tasks.base import nearest
+from grpo_math.errors import RecipeError, nearest
 
 LAUNCH_KEY = "launch"
 LAUNCH_HEAD = 'launch: r"""'
-LAUNCH_TAIL = '# """; from grpo_math.recipe import launch; launch(__file__, __name__)'
+LAUNCH_TAIL = '# """; from grpo_math.cli import launch; launch(__file__, __name__)'
 
 
 COMMAND_LINE = "command line"
-
-
-class RecipeError(ValueError):
-    """Something in a recipe or on the command line is wrong; the message names the place, the value and the fix."""
 
 
 @dataclass
@@ -487,13 +483,3 @@ def dump(values: dict[str, Any], comment: str) -> str:
     """Values as a launchable recipe. Where it went on from belongs to the command, not to the recipe."""
     values = {name: value for name, value in values.items() if name != "resume_from_checkpoint"}
     return f"# {comment}\n{LAUNCH_HEAD}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}{LAUNCH_TAIL}\n"
-
-
-def launch(file: str, name: str) -> None:
-    """Run the recipe `file` when it is the main script; the last line of every recipe calls this."""
-    if name == "__main__":
-        import sys
-
-        from grpo_math.cli import main
-
-        sys.exit(main(["train", file, *sys.argv[1:]]))

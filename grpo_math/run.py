@@ -31,8 +31,9 @@ from trl import get_peft_config
 from trl.models import unwrap_model_for_generation
 
 from grpo_math import checks, memory, models, report
+from grpo_math.errors import RecipeError
 from grpo_math.evaluation import Accuracy, measure, sampling_of
-from grpo_math.recipe import Recipe, RecipeError, dump
+from grpo_math.recipe import Recipe, dump
 from grpo_math.tasks import get_task, load_problems, resolve_rewards
 from grpo_math.tasks.base import PLAIN_STOP
 from grpo_math.trainer import GRPOMathTrainer

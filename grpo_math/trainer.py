@@ -1,6 +1,6 @@
 """GRPOMathConfig and GRPOMathTrainer: TRL's GRPO pair plus options. With every option off it is TRL's trainer.
 
-Two kinds of options. The savings (`savings.py`, `generation.py`) give TRL's gradient for less compute and are on where
+Two kinds of options. The savings (`savings.py`, `decoding.py`) give TRL's gradient for less compute and are on where
 they are exact. The variant (`losses.py`) changes what is optimized and is off: the KL estimator, a coefficient that
 follows a target KL, and reference clipping. Each override below says in its first line what it changes.
 
@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
-from grpo_math import generation, losses, models, savings
+from grpo_math import decoding, losses, models, savings
 
 logger = get_logger(__name__)
 
@@ -496,7 +496,7 @@ class GRPOMathTrainer(GRPOTrainer):
             self._say_once(f"share_prefill and drop_finished step aside: {reason}.")
             return super()._generate_single_turn(*args, **kwargs)
         policy = self.accelerator.unwrap_model(self.model_wrapped)
-        with generation.decoding_with(policy, share_prefill, drop_finished):
+        with decoding.decoding_with(policy, share_prefill, drop_finished):
             return super()._generate_single_turn(*args, **kwargs)
 
     # --- where a saving cannot act: the reason, naming the option or the model's part, or `None` ---
@@ -509,7 +509,7 @@ class GRPOMathTrainer(GRPOTrainer):
             return "the model is sharded (DeepSpeed or FSDP)"
         if is_peft_model(policy) and policy.active_peft_config.is_prompt_learning:
             return "the adapter is a learned prompt"
-        return generation.why_not(self.generation_config)
+        return decoding.unsupported_reason(self.generation_config)
 
     def _why_not_skip(self) -> str | None:
         if self.beta != 0.0:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from grpo_math import models
+from grpo_math import tiny_model
 from grpo_math.evaluation import MathAccuracy, clustered, generate, measure, pass_at_k, prompt_ids, wilson
 from grpo_math.tasks import load_problems, resolve_rewards
 
@@ -70,7 +70,7 @@ def test_the_evaluate_metric_scores_by_the_rewards_rules():
 def tiny():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = models.tiny_model_folder()
+    folder = tiny_model.tiny_model_folder()
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
@@ -100,7 +100,7 @@ def test_a_completion_may_end_at_a_stop_string(small_chat_model):
 
 def test_measuring_changes_neither_the_random_state_nor_the_mode(tiny):
     model, tokenizer = tiny
-    config = models.tiny_task_config(train_size=10, heldout_size=12)
+    config = tiny_model.tiny_task_config(train_size=10, heldout_size=12)
     problems = load_problems(config)
     (reward,) = resolve_rewards(["countdown_accuracy"], config)
 

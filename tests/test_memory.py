@@ -22,9 +22,10 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from grpo_math import cli, memory, models
+from grpo_math import cli, memory, models, startup
 from grpo_math.dry_run import Tracker, build_model, dry_run, prompts_of, quantization_tensors
-from grpo_math.memory import GIB, PredictionError
+from grpo_math.errors import PredictionError
+from grpo_math.memory import GIB
 from grpo_math.recipe import load_recipe
 
 sys.path.insert(0, str(ROOT))
@@ -345,7 +346,7 @@ def test_embeddings_on_the_host_save_their_size_and_are_refused_where_they_are_t
 
 
 def test_an_adapter_trains_beside_embeddings_on_the_host(tmp_path, tiny_recipe, short):
-    from grpo_math.models import make_tiny_tokenizer
+    from grpo_math.tiny_model import make_tiny_tokenizer
 
     folder = tmp_path / "model"
     make_tiny_tokenizer().save_pretrained(untied(folder))
@@ -586,14 +587,14 @@ def test_other_versions_are_refused_and_named(monkeypatch):
 def test_the_allocators_setting_is_the_users_where_there_is_one(monkeypatch):
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
-    memory.prefer_expandable_segments()
+    startup.prefer_expandable_segments()
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
-    memory.prefer_expandable_segments()
+    startup.prefer_expandable_segments()
     assert os.environ["PYTORCH_ALLOC_CONF"] == "backend:native"
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
-    memory.prefer_expandable_segments()
+    startup.prefer_expandable_segments()
     assert "PYTORCH_ALLOC_CONF" not in os.environ
 
 

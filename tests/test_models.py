@@ -6,8 +6,9 @@ from conftest import RECIPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config
 from trl import ModelConfig
 
-from grpo_math import models
-from grpo_math.models import ModelError, choose_precision
+from grpo_math import models, tiny_model
+from grpo_math.errors import ModelError
+from grpo_math.models import choose_precision
 from grpo_math.recipe import load_recipe
 from grpo_math.tasks import countdown
 
@@ -86,9 +87,9 @@ def test_bfloat16_weights_would_not_move():
 
 
 def test_the_tiny_model_is_cached_and_loads_with_plain_transformers():
-    folder = models.tiny_model_folder()
+    folder = tiny_model.tiny_model_folder()
     stamp = folder.stat().st_mtime_ns
-    assert models.tiny_model_folder() == folder
+    assert tiny_model.tiny_model_folder() == folder
     assert folder.stat().st_mtime_ns == stamp
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -100,10 +101,10 @@ def test_the_tiny_model_is_cached_and_loads_with_plain_transformers():
 
 
 def test_the_tiny_model_knows_the_format_and_gets_most_values_wrong():
-    model, tokenizer = models.make_tiny_model()
-    again, _ = models.make_tiny_model()
+    model, tokenizer = tiny_model.make_tiny_model()
+    again, _ = tiny_model.make_tiny_model()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    rows, _ = countdown.load_rows(models.tiny_task_config(train_size=64, heldout_size=0))
+    rows, _ = countdown.load_rows(tiny_model.tiny_task_config(train_size=64, heldout_size=0))
     ids = tokenizer([countdown.compact_text(r) for r in rows], return_tensors="pt", padding=True)
     torch.manual_seed(0)
     out = model.generate(**ids, do_sample=True, max_new_tokens=8, top_k=0)

@@ -8,7 +8,8 @@ import yaml
 from conftest import RECIPES, ROOT
 
 from grpo_math import recipe as room
-from grpo_math.recipe import RecipeError, checked_values, load_recipe, read_yaml
+from grpo_math.errors import RecipeError
+from grpo_math.recipe import checked_values, load_recipe, read_yaml
 
 ids = [path.stem for path in RECIPES]
 

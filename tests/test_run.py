@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import GSM8K_ROWS, ROOT
 
-from grpo_math import cli, models, report
+from grpo_math import cli, report, tiny_model
 from grpo_math.recipe import read_yaml
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
@@ -247,7 +247,7 @@ def test_bad_input_is_one_clear_line_before_the_model_loads(
         "def reward(completions, steps, **kwargs):\n    return [0.0] * len(completions)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    models.tiny_model_folder()
+    tiny_model.tiny_model_folder()
     capsys.readouterr()  # what making the tiny model has printed
     folder = [] if "--output_dir" in overrides else ["--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", str(tiny_recipe), "--disable_tqdm", "true", *folder, *overrides]) == 2

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_math import cli, rewards
+from grpo_math.errors import TaskError
 from grpo_math.expressions import evaluate
-from grpo_math.models import tiny_task_config
-from grpo_math.tasks import TASKS, TaskConfig, TaskError, countdown, gsm8k, load_problems, resolve_rewards
+from grpo_math.tasks import TASKS, TaskConfig, countdown, gsm8k, load_problems, resolve_rewards
 from grpo_math.tasks.base import build_prompt, split_rows
+from grpo_math.tiny_model import tiny_task_config
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
 

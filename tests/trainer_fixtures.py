@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from grpo_math.models import word_tokenizer
+from grpo_math.tiny_model import word_tokenizer
 from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
 gc.freeze()  # every `train()` collects garbage, which takes ten times as long as the tiny step if it walks the imports

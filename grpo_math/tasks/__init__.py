@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from grpo_math.errors import TaskError, nearest
 from grpo_math.tasks import countdown, gsm8k
-from grpo_math.tasks.base import PLAIN_STOP, TaskConfig, TaskError, build_prompt, nearest
+from grpo_math.tasks.base import PLAIN_STOP, TaskConfig, build_prompt
 
 __all__ = ["TASKS", "Problems", "TaskConfig", "TaskError", "get_task", "load_problems", "resolve_rewards"]
 

@@ -12,26 +12,16 @@ A task is a module with these names (see `countdown.py`, `gsm8k.py`):
 
 from __future__ import annotations
 
-import difflib
 import os
 import random
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from grpo_math.errors import TaskError
+
 PromptStyle = Literal["think", "think_prefill", "boxed", "hash", "plain", "compact"]
-
-
-class TaskError(ValueError):
-    """Rows that cannot be read or are not what the task needs, or a setting that it does not know. The message names
-    the place, the value and the fix."""
-
-
-def nearest(name: object, known: Iterable[object]) -> str:
-    """The end of an error message: "; did you mean X?" for the known name that is nearest, else nothing."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 @dataclass

@@ -22,7 +22,8 @@ from functools import lru_cache
 
 from tqdm.auto import tqdm
 
-from grpo_math.tasks.base import Example, TaskConfig, TaskError, check_columns, read_rows, split_rows
+from grpo_math.errors import TaskError
+from grpo_math.tasks.base import Example, TaskConfig, check_columns, read_rows, split_rows
 
 HUB_DATASET = ("Jiayi-Pan/Countdown-Tasks-3to4", None)
 HUB_SPLITS = ("train", None)  # the data set has one split: the held-out problems are cut from it by content

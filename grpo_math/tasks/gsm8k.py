@@ -16,7 +16,8 @@ import os
 import re
 from pathlib import Path
 
-from grpo_math.tasks.base import Example, TaskConfig, TaskError, check_columns, read_rows, split_rows, subsample
+from grpo_math.errors import TaskError
+from grpo_math.tasks.base import Example, TaskConfig, check_columns, read_rows, split_rows, subsample
 
 HUB_DATASET = ("openai/gsm8k", "main")
 ACCURACY = "gsm8k_accuracy"

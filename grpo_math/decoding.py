@@ -19,7 +19,7 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
 
-def why_not(generation_config: GenerationConfig) -> str | None:
+def unsupported_reason(generation_config: GenerationConfig) -> str | None:
     """Why [`decode`] cannot stand in for transformers' loop under this configuration, or `None` when it can."""
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from trainer_fixtures import ALL_OFF, tiny_model, tiny_tokenizer, train
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, cache_utils, set_seed
 
-from grpo_math.generation import can_select_rows, decode, decoding_with, why_not
+from grpo_math.decoding import can_select_rows, decode, decoding_with, unsupported_reason
 
 BOTH = {"share_prefill": True, "drop_finished": True}
 
@@ -122,8 +122,8 @@ def test_sampled_output_has_transformers_law(options):
     ],
 )
 def test_other_kinds_of_generation_are_left_to_transformers(options, reason):
-    assert reason in why_not(config(**options))
-    assert why_not(config()) is None
+    assert reason in unsupported_reason(config(**options))
+    assert unsupported_reason(config()) is None
 
 
 def test_generate_is_given_back_also_after_an_error():
