@@ -2,82 +2,91 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_math.errors import RecipeError, UserError, nearest
 from grpo_math.startup import prefer_expandable_segments, quieten
 
-USAGE = """usage: grpo-math COMMAND ...
+OVERRIDES = """overrides:
+  --field value                 any field of a recipe in place of the recipe's own value: --max_steps 50,
+                                --rewards A B (a list), --use_peft (true); `grpo-math fields [TEXT]` lists them
+"""
+TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           where the model, curve, tables and checkpoints go; an earlier run's are set aside
+  --resume_from_checkpoint true go on from the last checkpoint in output_dir (or name a checkpoint's folder)
 
-  train RECIPE [--field value ...]   run a recipe (the same as: accelerate launch RECIPE [--field value ...])
-  eval RECIPE [--field value ...]    held-out accuracy of the recipe's model, without training
-                                     (of a trained one: --model_name_or_path FOLDER)
-  memory RECIPE [--field value ...]  GPU memory that the recipe needs, predicted without a GPU, and what would fit
-         [--vram GIB] [--prompt_length TOKENS] [--solve] [--measure] [--json]
-  report FOLDER                      redraw a run's curve and print its table
-  fields [TEXT]                      the fields that a recipe may have (whose name or help holds TEXT)
+exit code: 0 done, 1 out of memory, 2 something given is wrong, 130 stopped by Ctrl-C (with a checkpoint)"""
+EVAL = f"""{OVERRIDES}  --model_name_or_path FOLDER   a trained model: the output_dir of its run
+  --heldout_size N              on this many problems
+  --heldout_generations K       with K samples of each
 
-`grpo-math COMMAND --help` explains a command; `python -m grpo_math` is the same as `grpo-math`."""
+exit code: 0 done, 2 something given is wrong"""
 
-OVERRIDES = """  --field value       any field of a recipe in place of the recipe's own value: --max_steps 50, --rewards A B (a
-                      list), --use_peft (true); `grpo-math fields [TEXT]` lists them with their meaning"""
 
-HELP = {
-    "train": f"""usage: grpo-math train RECIPE [--field value ...]
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; `run` in its result is the command's function, `(args, overrides) -> exit code`."""
+    parser = argparse.ArgumentParser(
+        "grpo-math",
+        description="GRPO on Countdown and GSM8K. `python -m grpo_math` is the same command.",
+        epilog="`grpo-math COMMAND --help` explains a command.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-Trains what the recipe describes and measures held-out accuracy before and after. The same as:
-accelerate launch RECIPE [--field value ...], which can also start several processes. (accelerate's launcher puts a
-traceback of its own below an error and then always exits with 1.)
+    def add(name: str, usage: str, summary: str, details: str, epilog: str, run) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            usage=f"grpo-math {name} {usage}",
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {details}".rstrip(),
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=run)
+        return command
 
-  RECIPE              a YAML file, such as recipes/countdown_tiny.yaml
-{OVERRIDES}
-  --output_dir FOLDER                  where the model, curve, tables and checkpoints go; an earlier run's are set aside
-  --resume_from_checkpoint true        go on from the last checkpoint in output_dir (or name a checkpoint's folder)
-
-exit code: 0 done, 1 out of memory, 2 something given is wrong, 130 stopped by Ctrl-C (with a checkpoint)""",
-    "eval": f"""usage: grpo-math eval RECIPE [--field value ...]
-
-Held-out accuracy of the recipe's model without training: sampled, greedy and pass@k with 95 % intervals.
-
-  RECIPE              a YAML file
-{OVERRIDES}
-  --model_name_or_path FOLDER          a trained model: the output_dir of its run
-  --heldout_size N                     on this many problems
-  --heldout_generations K              with K samples of each
-
-exit code: 0 done, 2 something given is wrong""",
-    "memory": f"""usage: grpo-math memory RECIPE [--field value ...]
-                        [--vram GIB] [--prompt_length TOKENS] [--solve] [--measure] [--json]
-
-Predicts the GPU memory that the recipe needs, without a GPU, and which small changes would make it fit.
-
-  RECIPE              a YAML file
-{OVERRIDES}
-  --vram GIB          the card's memory, a number above 0; else what this machine's CUDA device has free, else 8
-  --prompt_length TOKENS   longest prompt; else counted from the rows, else that of the task's published rows
-  --solve             also search the largest micro-batch and the longest completion that fit
-  --measure           also run two real steps with random weights and show them beside the prediction
-  --json              print one JSON object instead of tables
-
-exit code: 0 it fits, 1 it does not, 2 something given is wrong""",
-    "report": """usage: grpo-math report FOLDER
-
-Draws FOLDER/reward_curve.png again from a run's metrics.jsonl and prints its table of held-out accuracy.
-
-  FOLDER              a run's output_dir
-
-exit code: 0 done, 2 the folder holds no run""",
-    "fields": """usage: grpo-math fields [TEXT]
-
-Lists the fields that a recipe may have, with type, class and meaning: all, or those whose name or help holds TEXT.
-
-exit code: 0 done, 2 no field has TEXT""",
-}
+    train = add(
+        "train",
+        "RECIPE [--field value ...]",
+        "train what a recipe describes, and measure held-out accuracy before and after",
+        "The same as\n`accelerate launch RECIPE [--field value ...]`, which can also start several processes.",
+        TRAIN,
+        _train,
+    )
+    evaluate = add(
+        "eval",
+        "RECIPE [--field value ...]",
+        "measure held-out accuracy of a recipe's model, without training",
+        "Sampled, greedy and pass@k,\nwith 95 % intervals.",
+        EVAL,
+        _eval,
+    )
+    for command in (train, evaluate):
+        command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/countdown_tiny.yaml")
+    memory_command.add_parser(commands)
+    report = add(
+        "report",
+        "FOLDER",
+        "redraw the curve of a run and print its table",
+        "The curve is FOLDER/reward_curve.png.",
+        "exit code: 0 done, 2 the folder holds no run",
+        _report,
+    )
+    report.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of a run")
+    fields = add(
+        "fields",
+        "[TEXT]",
+        "list the fields that a recipe may have, with type, class and meaning",
+        "",
+        "exit code: 0 done, 2 no field has TEXT",
+        _fields,
+    )
+    fields.add_argument("text", metavar="TEXT", nargs="*", help="only fields whose name or help holds TEXT")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,32 +95,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     something the user gave is wrong, 130 stopped by Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    command, rest = argv[0], argv[1:]
-    if command.endswith((".yaml", ".yml")):  # accelerate launch -m grpo_math RECIPE
-        command, rest = "train", argv
-    commands = {"train": _train, "eval": _eval, "memory": _memory, "report": _report, "fields": _fields}
-    if command not in commands:
-        print(
-            f"{USAGE}\n\ngrpo-math: error: there is no command {command!r}{nearest(command, commands)}", file=sys.stderr
-        )
-        return 2
-    if any(word in ("-h", "--help") for word in rest):
-        print(HELP[command])
-        return 0
-    if not rest and command != "fields":
-        print(HELP[command], file=sys.stderr)
-        return 2
+    if argv and argv[0].endswith((".yaml", ".yml")):  # accelerate launch -m grpo_math RECIPE
+        argv = ["train", *argv]
+    parser = build_parser()
+    try:
+        if not argv:
+            parser.print_help()
+            return 2
+        if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+            parser.error(f"there is no command {argv[0]!r}{nearest(argv[0], COMMANDS)}")
+        args, overrides = parser.parse_known_args(argv)
+        if overrides and not hasattr(args, "recipe"):
+            parser.error(f"{argv[0]} takes no {' '.join(overrides)}")
+    except SystemExit as stop:  # argparse has said why, or printed the help
+        return int(stop.code or 0)
     quieten()
     prefer_expandable_segments()
-    from grpo_math.recipe import read_yaml
-
     try:
-        if command in ("train", "eval", "memory"):
-            read_yaml(rest[0])  # at once, before seconds of imports
-        return commands[command](rest)
+        if hasattr(args, "recipe"):
+            from grpo_math.recipe import read_yaml
+
+            read_yaml(args.recipe)  # at once, before seconds of imports
+        return args.run(args, overrides)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
@@ -121,21 +126,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _train(rest: Sequence[str]) -> int:
+def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from grpo_math.recipe import load_recipe
 
-    recipe = load_recipe(rest[0], rest[1:])
+    recipe = load_recipe(args.recipe, overrides)
     from grpo_math.run import train
 
     return train(recipe)
 
 
-def _eval(rest: Sequence[str]) -> int:
+def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
     from grpo_math.recipe import load_recipe
 
-    recipe = load_recipe(rest[0], rest[1:])
+    recipe = load_recipe(args.recipe, overrides)
     from grpo_math.run import evaluate
 
     console = Console(highlight=False, soft_wrap=True)
@@ -144,129 +149,12 @@ def _eval(rest: Sequence[str]) -> int:
     return 0
 
 
-def _memory(rest: Sequence[str]) -> int:
-    import json
-
-    import torch
-    from rich.console import Console
-
-    from grpo_math import memory
-
-    path, *rest = rest
-    flags, numbers, argv = _split_options(rest, ("solve", "measure", "json"), {"vram": float, "prompt_length": int})
-    quiet = "json" in flags
-    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-    console.width = max(console.width, 80)  # a narrower table would lose its digits
-    vram, source = (numbers["vram"], "--vram") if "vram" in numbers else (None, "")
-    if vram is None:
-        vram, source = memory.available_vram()
-    with _progress(f"Running one step of {path} on fake tensors ..."):
-        prediction = memory.predict(path, argv, numbers.get("prompt_length"))
-    memory.show(console, path, prediction, vram, source)
-    answer = {**prediction.as_dict(), "vram_gib": vram, "fits": prediction.fits(vram)}
-
-    def tried(suggestions: Sequence) -> list[dict]:
-        return [
-            {"overrides": s.changes, "total": s.prediction.total, "phase": s.prediction.phase, "cost": s.cost}
-            for s in suggestions
-        ]
-
-    with _progress("Trying what would fit ...") as progress:
-        if not prediction.fits(vram):
-            suggestions = memory.suggest(path, argv, prediction, vram, progress)
-            answer["suggestions"] = tried(suggestions)
-        if "solve" in flags:
-            solved = memory.solve(path, argv, prediction.prompt_length, vram, progress)
-            answer["largest"] = tried([s for s in solved if s is not None])
-    if answer.get("suggestions"):
-        memory.show_suggestions(console, "Smallest changes that fit", suggestions)
-    elif not prediction.fits(vram):
-        memory.show_nothing_fits(console, vram)
-    if "solve" in flags:
-        title = f"Largest that fits into {vram:.2f} GiB"
-        memory.show_suggestions(console, title, [s for s in solved if s is not None])
-        for found, smallest in zip(solved, ("micro-batch", "completion"), strict=True):
-            if found is None:
-                console.print(f"        not even the smallest {smallest} fits")
-    if "measure" in flags:
-        if not torch.cuda.is_available():
-            console.print(
-                "No CUDA device: the two steps run on this CPU, which takes minutes to hours with a real model (quicker: "
-                "--max_completion_length 16 --gradient_accumulation_steps 1)."
-            )
-        with _progress("Measuring two real steps with random weights ...") as progress:
-            answer["measured"] = memory.measure(path, argv, prediction.prompt_length, progress=progress)
-        memory.show_measured(console, prediction, answer["measured"])
-    if quiet:
-        print(json.dumps(answer))
-    return 0 if prediction.fits(vram) else 1
-
-
-@contextlib.contextmanager
-def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Shows on stderr what is being done: a spinner with the latest step, or, where there is no terminal, a line a step."""
-    from rich.console import Console
-
-    console, count = Console(stderr=True, highlight=False, soft_wrap=True), itertools.count(1)
-    with console.status(doing) as status:
-
-        def step(text: str) -> None:
-            line = f"{next(count)}: {text}"
-            if console.is_terminal:
-                status.update(f"{doing} {line}")
-            else:
-                console.print(f"{doing} {line}", markup=False)
-
-        yield step
-
-
-def _split_options(
-    words: Sequence[str], flags: Sequence[str], numbers: dict[str, type]
-) -> tuple[set[str], dict[str, float], list[str]]:
-    """Takes a command's own options out of the words: the flags that are there, the numbers, and the words left."""
-    from grpo_math.recipe import check_name, fields
-
-    known = [*fields(), *flags, *numbers]
-    given, values, left = set(), {}, []
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        name, equals, text = word.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if not word.startswith("--"):
-            left.append(word)
-        elif name in flags:
-            if equals:
-                raise RecipeError(f"command line: {word}: --{name} takes no value")
-            given.add(name)
-        elif name in numbers:
-            if not equals and (not queue or queue[0].startswith("--")):
-                raise RecipeError(f"command line: {word} has no value; write {word} VALUE")
-            text = text if equals else queue.pop(0)
-            try:
-                values[name] = numbers[name](text)
-                valid = values[name] > 0 and values[name] < float("inf")
-            except ValueError:
-                valid = False
-            if not valid:
-                kind = "whole number" if numbers[name] is int else "number"
-                raise RecipeError(f"command line: --{name} {text}: write a {kind} above 0")
-        else:
-            check_name(name, "command line", known)
-            left.append(word)
-    return given, values, left
-
-
-def _report(rest: Sequence[str]) -> int:
-    import json
-
+def _report(args: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
     from grpo_math import report
 
-    if len(rest) > 1:
-        raise RecipeError(f"command line: report takes one folder, not also {' '.join(rest[1:])!r}")
-    folder = Path(rest[0])
+    folder = args.folder
     summary_path = folder / report.SUMMARY
     try:
         summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
@@ -274,7 +162,7 @@ def _report(rest: Sequence[str]) -> int:
     except OSError as error:
         raise RecipeError(f"{error.filename or folder} cannot be read or written: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RecipeError(f"{folder} holds a file that no run has written so: {error!r}") from error
+        raise RecipeError(f"{folder} contains a malformed run file: {error!r}. Name the output_dir of a run") from error
     if curve is None:
         raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
     console = Console(highlight=False, soft_wrap=True)
@@ -284,10 +172,10 @@ def _report(rest: Sequence[str]) -> int:
     return 0
 
 
-def _fields(rest: Sequence[str]) -> int:
+def _fields(args: argparse.Namespace, overrides: list[str]) -> int:
     from grpo_math.recipe import fields
 
-    wanted, found = " ".join(rest).lower(), False
+    wanted, found = " ".join(args.text).lower(), False
     for name, (cls, field, hint) in fields().items():
         text = " ".join(str(field.metadata.get("help", "")).split())
         if wanted in name.lower() or wanted in text.lower():

@@ -39,7 +39,7 @@ from trl import get_peft_config, get_quantization_config
 from grpo_math import models, tiny_model
 from grpo_math.memory import PHASES, DryRun
 from grpo_math.recipe import Recipe
-from grpo_math.trainer import GRPOMathTrainer
+from grpo_math.trainer import GRPOMathTrainer, host_embeddings
 
 CATEGORIES = (
     "weights",
@@ -263,7 +263,7 @@ def build_model(recipe: Recipe, config: Any, dtype: torch.dtype, device: torch.d
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.tie_weights()
     if recipe.training.embeddings_on_host:
-        models.embeddings_to_host(model)
+        host_embeddings.embeddings_to_host(model)
     if quantization is not None:
         _quantize(model, quantization, dtype, device, fake)
     return model
@@ -310,7 +310,7 @@ def _fill_on(model: torch.nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-        if isinstance(module, models.HostEmbedding):
+        if isinstance(module, host_embeddings.HostEmbedding):
             module.weight.normal_(std=0.02)
 
 
@@ -586,7 +586,7 @@ def dry_run(
             for tensor in itertools.chain(model.parameters(), model.buffers(), quantization_tensors(model)):
                 tracker.follow(tensor, "load", "weights")
             for module in model.modules() if not cuda else ():  # on a CPU the host's memory is what is measured
-                if isinstance(module, models.HostEmbedding):
+                if isinstance(module, host_embeddings.HostEmbedding):
                     tracker.follow(module.weight, "load", "weights")
             if fake and recipe.model.load_in_4bit:
                 _follow_a_4bit_load(tracker, model, dtype)
@@ -629,7 +629,9 @@ def dry_run(
 def _follow_a_4bit_load(tracker: Tracker, model: torch.nn.Module, dtype: torch.dtype) -> None:
     """What a load has on the card for a while: one weight that is not quantized yet, and embeddings that move to the host."""
     passing = {
-        "embeddings on their way": [m.weight.numel() for m in model.modules() if isinstance(m, models.HostEmbedding)],
+        "embeddings on their way": [
+            m.weight.numel() for m in model.modules() if isinstance(m, host_embeddings.HostEmbedding)
+        ],
         "a weight before it is quantized": [
             p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state")
         ],

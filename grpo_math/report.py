@@ -1,117 +1,16 @@
-"""What a run leaves to look at: metrics.jsonl, completions.jsonl, reward_curve.png, summary.json, printed tables."""
+"""What a run leaves to look at: the reward curve, drawn from its metrics.jsonl and summary.json, and printed tables."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback
 
 METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
-OUTPUTS = (METRICS, COMPLETIONS, CURVE, SUMMARY, "recipe.yaml", "heldout_before.json", "heldout_after.json")
-# The model or adapter and its tokenizer: an adapter left beside a full model would be loaded onto it.
-MODEL_FILES = (
-    "*.safetensors*",
-    "adapter_*",
-    "*config.json",
-    "token*",
-    "*.jinja",
-    "*.txt",
-    "training_args.bin",
-    "README.md",
-)
-
-
-# --- during the run ---------------------------------------------------------------------------------------------------
-
-
-class RunRecorder(TrainerCallback):
-    """Writes a line of metrics and one group of completions at every log, and redraws the curve at every save.
-
-    Nothing is written, and nothing of an earlier run moved, before the first step is finished: a run that fails until
-    then leaves the folder as it was.
-
-    Args:
-        folder: the run's output folder.
-        blind: accuracy of the best policy that ignores the target, drawn as a line; None where there is none.
-    """
-
-    def __init__(self, folder: Path, blind: float | None = None):
-        self.folder = folder
-        self.blind = blind
-        self.first_step = 0
-        self.begun = False
-        self.trainer: Any = None  # set by the run once the trainer exists
-        self.prepare: Callable[[], None] | None = (
-            None  # set by the run: makes room for its files, writes the first ones
-        )
-
-    def begin(self) -> None:
-        """The first files, once; on every process, since none may save a checkpoint before the folder is cleared."""
-        if self.begun:
-            return
-        self.begun = True
-        if self.trainer.accelerator.is_main_process:
-            if self.prepare is not None:
-                self.prepare()
-            # After a resume, what lies beyond the checkpoint is written again.
-            for name in (METRICS, COMPLETIONS):
-                path = self.folder / name
-                kept = [line for line in read_jsonl(path) if line["step"] <= self.first_step] if path.exists() else []
-                path.write_text("".join(_line(line) for line in kept), encoding="utf-8")
-        self.trainer.accelerator.wait_for_everyone()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.first_step = state.global_step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.begin()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not logs or "reward" not in logs:
-            return
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(_line({"step": state.global_step, **{k: _plain(v) for k, v in logs.items()}}))
-        with (self.folder / COMPLETIONS).open("a", encoding="utf-8") as file:
-            for record in self._one_group():
-                file.write(_line({"step": state.global_step, **record}))
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            draw_curve(self.folder, self.blind)
-
-    def _one_group(self) -> list[dict]:
-        # The trainer keeps the last generation batch for its own table; the first rows of it are one group.
-        logs = self.trainer._logs
-        size = self.trainer.num_generations
-        columns = [list(logs["prompt"])[:size], list(logs["completion"])[:size], list(logs["advantages"])[:size]]
-        rewards = {name: list(values)[:size] for name, values in logs["rewards"].items()}
-        return [
-            {
-                "prompt": prompt,
-                "completion": completion,
-                "rewards": {name: _plain(values[i]) for name, values in rewards.items()},
-                "advantage": _plain(advantage),
-            }
-            for i, (prompt, completion, advantage) in enumerate(zip(*columns, strict=True))
-        ]
-
-
-def _plain(value: Any) -> Any:
-    """A JSON value; NaN and infinity, which JSON has not, become null."""
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _line(record: dict) -> str:
-    return json.dumps(record, ensure_ascii=False, default=str) + "\n"
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -125,20 +24,6 @@ def read_jsonl(path: Path) -> list[dict]:
             if i < len(lines) - 1:
                 raise ValueError(f"{path}, line {i + 1} is not JSON: {error}") from error
     return records
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Move an earlier run's outputs into `folder/earlier-N`, so that a new run neither mixes with nor deletes them."""
-    present = [folder / name for name in OUTPUTS if (folder / name).exists()]
-    present += sorted(path for pattern in ("checkpoint-*", *MODEL_FILES) for path in folder.glob(pattern))
-    if not present:
-        return None
-    number = 1 + max((int(p.name.split("-")[1]) for p in folder.glob("earlier-*")), default=0)
-    aside = folder / f"earlier-{number}"
-    aside.mkdir()
-    for path in dict.fromkeys(present):
-        path.rename(aside / path.name)
-    return aside
 
 
 # --- the curve --------------------------------------------------------------------------------------------------------

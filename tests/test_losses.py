@@ -1,4 +1,4 @@
-"""`grpo_math.losses` against closed forms on small categorical policies, finite differences and TRL's own loss."""
+"""`grpo_math.trainer.losses` against closed forms on small categorical policies, finite differences and TRL's own loss."""
 
 import math
 from collections import defaultdict
@@ -8,16 +8,14 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from grpo_math import losses
-from grpo_math.losses import (
+from grpo_math.trainer import losses
+from grpo_math.trainer.losses import (
     adapted_beta,
     aggregate,
-    clipped_policy_loss,
     equal_reward_groups,
     group_advantages,
     importance_corrected_kl,
     importance_log_ratio,
-    is_ratio_clipped,
     is_reference_clipped,
     kl_estimate,
 )
@@ -189,33 +187,6 @@ def test_unknown_estimator_is_a_named_error(policy):
 # --- clipping ---
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "options", "loss"),
-    [
-        (1.5, 1.0, {}, -1.2),  # symmetric, pushed up too far
-        (1.5, -1.0, {}, 1.5),  # moving back is never clipped
-        (0.5, -1.0, {}, 0.8),  # symmetric, pushed down too far
-        (0.5, 1.0, {}, -0.5),
-        (1.25, 1.0, {"epsilon_high": 0.28}, -1.25),  # DAPO's clip-higher lets it through
-        (1.50, 1.0, {"epsilon_high": 0.28}, -1.28),
-        (0.5, -1.0, {"epsilon_low": 0.1, "epsilon_high": 0.28}, 0.9),
-        (9.0, -1.0, {"delta": 4.0}, 4.0),  # two-sided: the open side is bounded
-        (9.0, 1.0, {"delta": 4.0}, -1.2),
-    ],
-)
-def test_clipped_loss_by_hand(ratio, advantage, options, loss):
-    found = clipped_policy_loss(torch.tensor([[ratio]]), torch.tensor([[advantage]]), **options)
-    torch.testing.assert_close(found, torch.tensor([[loss]]))
-
-
-def test_the_gradient_vanishes_exactly_where_the_ratio_is_called_clipped():
-    generator = torch.Generator().manual_seed(0)
-    ratio = (torch.rand(64, 8, generator=generator) * 2).requires_grad_()
-    advantages = torch.randn(64, 1, generator=generator)
-    (slope,) = torch.autograd.grad(clipped_policy_loss(ratio, advantages, 0.1, 0.3).sum(), ratio)
-    assert torch.equal(slope == 0, is_ratio_clipped(ratio, advantages, 0.1, 0.3))
-
-
 def test_reference_clipping_stops_only_the_push_away_from_the_reference():
     drift = torch.tensor([[-2.0, -0.5, 0.0, 0.4, 2.0]])
     clipped = lambda advantage: is_reference_clipped(  # noqa: E731
@@ -236,6 +207,12 @@ def test_infinite_bounds_clip_nothing_and_zero_bounds_clip_every_push_away():
 
 
 # --- aggregation ---
+
+
+def ppo_loss(ratio, advantages, epsilon_low, epsilon_high, delta=None):
+    """PPO's clipped surrogate with INTELLECT-2's bound (arXiv 2505.07291), which TRL's own loss applies."""
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    return -torch.min(bounded * advantages, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantages)
 
 
 def test_aggregations_by_hand():
@@ -264,7 +241,7 @@ def test_finite_differences_agree_with_autograd():
     def loss(logps, loss_type, estimator, level):
         ratio = importance_log_ratio(logps, old, mask, level).exp()
         # `delta` and the clip have kinks, which a step of 1e-6 does not reach from these draws
-        per_token = clipped_policy_loss(ratio, advantages, 0.2, 0.28, delta=4.0)
+        per_token = ppo_loss(ratio, advantages, 0.2, 0.28, delta=4.0)
         kl = kl_estimate(logps, ref, estimator) * importance_log_ratio(logps, old, mask).exp()
         return aggregate(per_token + 0.1 * kl, mask, loss_type, 17.0, 5)
 
@@ -336,14 +313,14 @@ def test_composed_loss_equals_trls_in_value_gradient_and_metrics(loss_type, leve
     kl = kl_estimate(ours_in, ref, "k3")
     if bias_correction:
         kl = importance_corrected_kl(kl, ratio, "k3")
-    per_token = clipped_policy_loss(ratio, advantages[:, None], 0.2, 0.28, delta) + beta * kl
+    per_token = ppo_loss(ratio, advantages[:, None], 0.2, 0.28, delta) + beta * kl
     ours = aggregate(per_token, mask, loss_type, mask.sum(), 9)
 
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     grads = [torch.autograd.grad(loss, x)[0] for loss, x in ((ours, ours_in), (theirs, theirs_in))]
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-8)
-    bounded = ratio if delta is None else ratio.clamp(max=delta)
-    clipped = is_ratio_clipped(bounded, advantages[:, None], 0.2, 0.28).float()
+    bounded, signs = ratio if delta is None else ratio.clamp(max=delta), advantages[:, None]
+    clipped = (((bounded < 0.8) & (signs < 0)) | ((bounded > 1.28) & (signs > 0))).float()
     share = clipped.mean() if level == "sequence" else (clipped * mask).sum() / mask.sum()
     assert metrics["clip_ratio/region_mean"] == [pytest.approx(share.item())]
 

@@ -27,6 +27,7 @@ from grpo_math.dry_run import Tracker, build_model, dry_run, prompts_of, quantiz
 from grpo_math.errors import PredictionError
 from grpo_math.memory import GIB
 from grpo_math.recipe import load_recipe
+from grpo_math.trainer import host_embeddings
 
 sys.path.insert(0, str(ROOT))
 
@@ -324,7 +325,7 @@ def test_embeddings_on_the_host_leave_the_model_as_it_is(tmp_path):
     model = LlamaForCausalLM.from_pretrained(untied(tmp_path))
     ids = torch.randint(0, 300, (3, 7))
     before, count = model(ids).logits, sum(p.numel() for p in model.parameters())
-    models.embeddings_to_host(model)
+    host_embeddings.embeddings_to_host(model)
     assert torch.equal(model(ids).logits, before)
     assert count - sum(p.numel() for p in model.parameters()) == 300 * 64
     model.to(torch.bfloat16)  # what moves or converts a module leaves the table alone

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from conftest import RECIPES, ROOT
 
-from grpo_math import recipe as room
 from grpo_math.errors import RecipeError
-from grpo_math.recipe import checked_values, load_recipe, read_yaml
+from grpo_math.recipe import dump, fields, load_recipe, read_yaml, schema
+from grpo_math.recipe.sources import checked_values
 
 ids = [path.stem for path in RECIPES]
 
@@ -33,7 +33,7 @@ def test_yaml_and_python_see_the_same_recipe(path):
     # Python sees: an annotation `launch: <string>`, an import, a call.
     annotation, imported, call = tree.body
     assert annotation.target.id == "launch"
-    assert imported.module == "grpo_math.recipe"
+    assert imported.module == "grpo_math.cli"
     assert ast.unparse(call) == "launch(__file__, __name__)"
     # The string that Python skips is YAML for exactly the values that YAML reads from the whole file.
     assert yaml.safe_load(annotation.annotation.value) == read_yaml(path)
@@ -132,7 +132,7 @@ def test_a_wrong_override_names_the_value_and_the_fix(tiny_recipe, argv, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("max_steps: 1\nmax_steps: 2\n", ["line 2", "max_steps", "twice"]),
+        ("max_steps: 1\nmax_steps: 2\n", ["line 2", "max_steps", "duplicate key"]),
         ("- a\n- b\n", ["keys and values", "list"]),
         ("a: [1\n", ["not valid YAML"]),
         ("a: 2026-99-99\n", ["not valid YAML", "month must be in 1..12"]),
@@ -204,7 +204,7 @@ def test_the_file_is_named_for_its_own_values(tmp_path, tiny_recipe):
 def test_a_recipes_adapter_can_be_switched_off_and_the_dumped_recipe_loads(tmp_path):
     recipe = load_recipe(ROOT / "recipes" / "gsm8k.yaml", ["--use_peft", "false"])
     assert not recipe.model.use_peft
-    assert not load_recipe(write(tmp_path, room.dump(recipe.values, "a run"))).model.use_peft
+    assert not load_recipe(write(tmp_path, dump(recipe.values, "a run"))).model.use_peft
     with pytest.raises(RecipeError, match=r"r\.yaml: lora_r: 8 has no effect without use_peft"):
         load_recipe(write(tmp_path, "lora_r: 8\n"))
 
@@ -220,7 +220,7 @@ def test_one_target_module_is_a_name_and_not_a_pattern(tiny_recipe):
 
 
 def test_every_range_is_that_of_a_field():
-    assert set(room.RANGES) <= set(room.fields())
+    assert set(schema.RANGES) <= set(fields())
 
 
 def test_a_missing_recipe_is_named_with_the_nearest(tiny_recipe):
@@ -228,7 +228,7 @@ def test_a_missing_recipe_is_named_with_the_nearest(tiny_recipe):
         load_recipe(tiny_recipe.with_name("countdown_tny.yaml"))
 
 
-def test_what_is_no_recipe_is_named(tmp_path, tiny_recipe):
+def test_non_recipe_file_is_rejected(tmp_path, tiny_recipe):
     with pytest.raises(RecipeError, match=r"is a folder, not a recipe; it holds .*countdown_tiny\.yaml"):
         load_recipe(tiny_recipe.parent)
     path = tmp_path / "r.yaml"
@@ -239,7 +239,7 @@ def test_what_is_no_recipe_is_named(tmp_path, tiny_recipe):
 
 def test_what_is_dumped_reads_back(tmp_path, tiny_recipe):
     values = checked_values(tiny_recipe, ["--countdown_operators", "+-"])
-    path = write(tmp_path, room.dump({**values, "resume_from_checkpoint": True}, "a run"))
+    path = write(tmp_path, dump({**values, "resume_from_checkpoint": True}, "a run"))
     assert read_yaml(path) == values
     ast.parse(path.read_text())
 
@@ -249,7 +249,7 @@ def test_what_is_dumped_reads_back(tmp_path, tiny_recipe):
 
 def test_choices_are_those_of_trl():
     """The values that TRL lists in a field's help are the ones we allow."""
-    known = room.fields()
+    known = fields()
     for name in (
         "loss_type",
         "importance_sampling_level",
@@ -257,28 +257,28 @@ def test_choices_are_those_of_trl():
         "vllm_importance_sampling_mode",
     ):
         text = known[name][1].metadata["help"]
-        for choice in room.CHOICES[name]:
+        for choice in schema.CHOICES[name]:
             assert f"'{choice}'" in text, (name, choice)
     for choice in known["loss_type"][1].metadata["help"].split("Supported values are ")[1].split(". ")[0].split(","):
-        assert choice.replace("and", "").strip(" '") in room.CHOICES["loss_type"]
+        assert choice.replace("and", "").strip(" '") in schema.CHOICES["loss_type"]
 
 
 def test_no_field_belongs_to_two_classes():
     import dataclasses
 
-    names = [f.name for cls in room.config_classes() for f in dataclasses.fields(cls) if f.init]
+    names = [f.name for cls in schema.config_classes() for f in dataclasses.fields(cls) if f.init]
     assert len(names) == len(set(names))
 
 
 def test_every_default_passes_its_own_check():
     import dataclasses
 
-    for name, (_, field, hint) in room.fields().items():
+    for name, (_, field, hint) in fields().items():
         if field.default is not dataclasses.MISSING and name not in ("parallelism_config",):
             default = field.default.value if hasattr(field.default, "value") else field.default
             if default is None and type(None) not in typing.get_args(hint):
                 continue  # a few fields of transformers are None until __post_init__ fills them
-            assert room.coerce(name, default, hint, field, "defaults", from_text=False) in (default, [default])
+            assert schema.coerce(name, default, hint, field, "defaults", from_text=False) in (default, [default])
 
 
 def test_broken_yaml_is_named_by_its_line(tmp_path):

@@ -13,6 +13,7 @@ from trainer_fixtures import (
     ALL_OFF,
     STOCK_GENERATION,
     live_reward,
+    logged,
     prompts,
     relative_difference,
     tiny_model,
@@ -33,10 +34,6 @@ def compare(tmp_path, model=tiny_model, **options):
     theirs = train(False, tmp_path / "trl", model=model(), **options)
     ours = train(True, tmp_path / "ours", model=model(), **(STOCK_GENERATION | options | ours_only))
     return relative_difference(ours.gradients, theirs.gradients), ours, theirs
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -125,12 +122,12 @@ def test_trl_options_keep_the_same_gradient(tmp_path, options):
         ({"top_entropy_quantile": 0.5}, "top_entropy_quantile"),
     ],
 )
-def test_skipping_steps_aside_alone_where_every_row_counts(tmp_path, caplog, options, reason):
+def test_skipping_alone_is_disabled_where_every_row_counts(tmp_path, caplog, options, reason):
     difference, ours, _ = compare(tmp_path, max_steps=2, learning_rate=0.05, **options)
     assert difference <= TOLERANCE
     assert not logged(ours, "skipped_rows")
     assert logged(ours, "padding_fraction")  # the other savings stay on
-    said = [record.message for record in caplog.records if "skip_zero_advantage steps aside" in record.message]
+    said = [record.message for record in caplog.records if "skip_zero_advantage is disabled because" in record.message]
     assert len(said) == 1
     assert reason in said[0]
 
@@ -141,7 +138,7 @@ def test_beta_keeps_every_row_and_the_same_gradient(tmp_path, saved_model, caplo
     assert difference <= TOLERANCE
     assert logged(ours, "skipped_rows") == [0, 0, 0]
     assert logged(ours, "kl") == pytest.approx(logged(theirs, "kl"), rel=0.2)  # TRL's is a mean of means
-    assert sum("skip_zero_advantage steps aside: beta" in record.message for record in caplog.records) == 1
+    assert sum("skip_zero_advantage is disabled because beta" in record.message for record in caplog.records) == 1
 
 
 @pytest.fixture(scope="module")

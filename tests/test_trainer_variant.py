@@ -6,10 +6,20 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from trainer_fixtures import ALL_OFF, STOCK_GENERATION, prompts, relative_difference, tiny_model, tiny_tokenizer, train
+from trainer_fixtures import (
+    ALL_OFF,
+    STOCK_GENERATION,
+    logged,
+    prompts,
+    relative_difference,
+    tiny_model,
+    tiny_tokenizer,
+    train,
+    weights,
+)
 
-from grpo_math import losses, savings
-from grpo_math.trainer import BETA_STATE_FILE, STATE_FILE
+from grpo_math.trainer import losses, micro_batches
+from grpo_math.trainer.grpo import STATE_FILE
 
 LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 # Ratios, divergences and clips all differ from their starting values from the second step on
@@ -23,14 +33,6 @@ def saved(tmp_path_factory):
     tiny_model().save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return str(path)
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -84,7 +86,7 @@ def test_zero_bounds_switch_the_policy_term_off_at_the_reference(tmp_path, loss_
         )
     assert gradient(inputs).norm() == 0
     open_bounds = dict(inputs)
-    trainer._ref_clip_low = trainer._ref_clip_high = math.inf
+    trainer._variant.clip_low = trainer._variant.clip_high = math.inf
     assert gradient(open_bounds).norm() > 0.01
 
 
@@ -104,10 +106,10 @@ def test_our_own_kl_term_is_aggregated_as_trls(tmp_path, saved, loss_type, estim
     """Loss(estimator) - loss(beta 0) is the aggregated term; for k3 it is also what TRL adds."""
     trainer = train(True, tmp_path, model=saved, loss_type=loss_type, beta=0.3, kl_estimator=estimator, **SEVERAL)
     inputs = trainer._buffered_inputs[0]
-    beta, mask = trainer.beta, savings.loss_mask(inputs)
+    beta, mask = trainer.beta, micro_batches.loss_mask(inputs)
 
     def loss(beta, estimator):
-        trainer.beta, trainer._kl_estimator = beta, estimator
+        trainer.beta, trainer._variant.kl_estimator = beta, estimator
         value = trainer._compute_loss(trainer.model, inputs)
         trainer.model.zero_grad()
         value.backward()
@@ -165,10 +167,9 @@ def test_the_adapted_beta_is_saved_and_restored(tmp_path, saved):
     assert logged(resumed, "beta")[2] == pytest.approx(logged(whole, "beta")[2])
     assert resumed.beta != 0.1
 
-    (checkpoint / STATE_FILE).unlink()
-    (checkpoint / BETA_STATE_FILE).write_text('{"beta": 0.07}')  # as older checkpoints have it
-    older = train(True, tmp_path / "older", max_steps=3, dynamic_sampling=1, resume_from=str(checkpoint), **options)
-    assert logged(older, "beta")[2] == 0.07
+    (checkpoint / STATE_FILE).write_text('{"beta": 0.07}')  # of a run without dynamic sampling
+    other = train(True, tmp_path / "other", max_steps=3, dynamic_sampling=1, resume_from=str(checkpoint), **options)
+    assert logged(other, "beta")[2] == 0.07
 
 
 def test_without_beta_a_full_model_gets_a_frozen_copy_of_itself(tmp_path):
@@ -232,5 +233,5 @@ def test_advantages_may_be_per_token(tmp_path, loss_type):
     assert values[0] == values[1]
     batch = {**inputs, "advantages": wide, "live": torch.arange(len(wide)) % 2 == 0}
     rows = int(batch["live"].sum())
-    (kept,) = savings.lay_out(batch, [rows], loss_type, sort=False)
+    (kept,) = micro_batches.lay_out(batch, [rows], loss_type, sort=False)
     assert kept["advantages"].shape == (rows, wide.size(1))

@@ -129,3 +129,18 @@ def relative_difference(ours, theirs) -> float:
     """Largest relative L2 difference over the optimizer steps."""
     assert len(ours) == len(theirs) > 0
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
+
+
+def logged(trainer, name):
+    """The values of a metric, in the order in which they were logged."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def weights(model):
+    """All weights of a model, as one vector."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def config(tmp_path, **options):
+    """Our config on a CPU, with nothing reported."""
+    return GRPOMathConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)

@@ -5,7 +5,8 @@ Shapes: B rows (= prompts x G, the G completions of a prompt next to each other)
 
 Sources: GRPO (DeepSeekMath, arXiv 2402.03300), PPO (arXiv 1707.06347), DAPO (arXiv 2503.14476), Dr. GRPO (arXiv
 2503.20783), GSPO (arXiv 2507.18071), RLOO (arXiv 2402.14740), DeepSeek-V3.2 (arXiv 2512.02556) and J. Schulman,
-"Approximating KL divergence" (http://joschu.net/blog/kl-approx.html).
+"Approximating KL divergence" (http://joschu.net/blog/kl-approx.html). PPO's clipped surrogate is not here: TRL's own loss
+applies it, with its `epsilon`, `epsilon_high` and `delta`.
 
 >>> group_advantages(torch.tensor([0.0, 1.0, 1.0, 1.0]), num_generations=4, kind="leave_one_out")
 tensor([-1.0000,  0.3333,  0.3333,  0.3333])
@@ -91,6 +92,22 @@ def equal_reward_groups(rewards: torch.Tensor, num_generations: int) -> torch.Te
     return (highest <= lowest).repeat_interleave(num_generations)
 
 
+def dead_rows(rewards_per_func: torch.Tensor, weights: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """
+    Which rows belong to a group whose weighted rewards are all equal ([`equal_reward_groups`]).
+
+    Args:
+        rewards_per_func (`torch.Tensor` of shape `(B, F)`): Of the F reward functions; NaN where one does not apply.
+        weights (`torch.Tensor` of shape `(F,)`).
+        num_generations (`int`): G.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`, bool.
+    """
+    summed = (rewards_per_func * weights).nansum(dim=1)
+    return equal_reward_groups(summed.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan), num_generations)
+
+
 def importance_log_ratio(
     per_token_logps: torch.Tensor, old_per_token_logps: torch.Tensor, mask: torch.Tensor, level: str = "token"
 ) -> torch.Tensor:
@@ -170,53 +187,6 @@ def importance_corrected_kl(per_token_kl: torch.Tensor, ratio: torch.Tensor, est
     """
     _one_of("estimator", estimator, KL_ESTIMATORS)
     return per_token_kl * (ratio.detach() if estimator == "k2" else ratio)
-
-
-def clipped_policy_loss(
-    ratio: torch.Tensor,
-    advantages: torch.Tensor,
-    epsilon_low: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
-) -> torch.Tensor:
-    r"""
-    PPO's clipped surrogate: $-\min(\rho A, \mathrm{clip}(\rho, 1 - \epsilon_{low}, 1 + \epsilon_{high}) A)$.
-
-    Symmetric (PPO) when `epsilon_high` is left out, asymmetric with a higher `epsilon_high` (DAPO's clip-higher). With
-    `delta` also two-sided (INTELLECT-2, arXiv 2505.07291): the unclipped branch becomes $\min(\rho, \delta) A$, which
-    bounds the loss of a negative advantage at a large ratio, where PPO's minimum leaves it open.
-
-    Args:
-        ratio (`torch.Tensor` of shape `(B, T)` or `(B, 1)`): $\rho = \pi / \pi_{old}$.
-        advantages (`torch.Tensor` of shape `(B, 1)` or `(B, T)`).
-        epsilon_low (`float`, defaults to `0.2`).
-        epsilon_high (`float`, *optional*): Defaults to `epsilon_low`.
-        delta (`float`, *optional*): Upper bound of the ratio, above `1 + epsilon_high`.
-
-    Returns:
-        `torch.Tensor`: The per-token loss, of the broadcast shape.
-    """
-    epsilon_high = epsilon_low if epsilon_high is None else epsilon_high
-    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
-    bounded = ratio if delta is None else ratio.clamp(max=delta)
-    return -torch.min(bounded * advantages, clipped * advantages)
-
-
-def is_ratio_clipped(
-    ratio: torch.Tensor, advantages: torch.Tensor, epsilon_low: float, epsilon_high: float
-) -> torch.Tensor:
-    """
-    Where PPO's clip switches the policy term off: the ratio has left the interval in the direction of the update.
-
-    Args:
-        ratio (`torch.Tensor` of shape `(B, T)` or `(B, 1)`): Importance ratio.
-        advantages (`torch.Tensor` of shape `(B, 1)` or `(B, T)`).
-        epsilon_low (`float`), epsilon_high (`float`): As in [`clipped_policy_loss`].
-
-    Returns:
-        `torch.Tensor` of the broadcast shape, bool.
-    """
-    return ((ratio < 1 - epsilon_low) & (advantages < 0)) | ((ratio > 1 + epsilon_high) & (advantages > 0))
 
 
 def is_reference_clipped(

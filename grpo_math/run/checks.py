@@ -1,20 +1,23 @@
-"""What can be wrong with a run once its recipe is read: each check is made before any long work, and its error names the
-place, the value and the fix. (What a recipe alone can tell is checked in `recipe.py`, the rows themselves in `tasks`.)
+"""What can be wrong with a run once its recipe is read. Each error names the place, the value and the fix.
+
+All checks are made before any long work. The recipe alone is checked in `recipe/`, the rows themselves in `tasks/`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
+import netrc
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from requests.utils import get_netrc_auth
 from transformers import get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME
@@ -27,6 +30,8 @@ from grpo_math.evaluation import prompt_ids
 from grpo_math.recipe import Recipe
 from grpo_math.rewards import MathReward
 from grpo_math.tasks import Problems, UpToNextProblem
+
+logger = logging.getLogger(__name__)
 
 
 def check_weights(recipe: Recipe, rewards: Sequence) -> None:
@@ -84,8 +89,21 @@ def _wandb_is_ready() -> bool:
 
     # Where `wandb.login` looks, without its call to the server
     settings = wandb.setup().settings
-    kept = settings.api_key or getattr(settings, "identity_token_file", None) or get_netrc_auth(settings.base_url)
+    kept = settings.api_key or getattr(settings, "identity_token_file", None) or _netrc_has(settings.base_url)
     return settings.mode in ("offline", "dryrun", "disabled") or bool(kept)
+
+
+def _netrc_has(url: str) -> bool:
+    """Whether the user's netrc file (`NETRC`, else `~/.netrc` or `~/_netrc`) has a login for the host of a URL."""
+    given = os.environ.get("NETRC")
+    for path in [given] if given else ["~/.netrc", "~/_netrc"]:
+        try:
+            return netrc.netrc(os.path.expanduser(path)).authenticators(urlsplit(url).hostname or "") is not None
+        except FileNotFoundError:
+            continue
+        except (netrc.NetrcParseError, OSError) as error:
+            logger.info("%s could not be read: %s", path, error)
+    return False
 
 
 # What TRL's trainer hands to a reward function beside the columns of the rows
@@ -100,15 +118,15 @@ def check_reward_columns(recipe: Recipe, rewards: Sequence, problems: Problems) 
         named = [
             p for p in inspect.signature(inner).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         ]
-        lacking = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
-        if not lacking and isinstance(inner, MathReward):  # ours also say when neither of two columns is there
+        missing = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
+        if not missing and isinstance(inner, MathReward):  # ours also say when neither of two columns is there
             try:
                 inner(prompts=[""], completions=[""], **columns)
             except ValueError:
-                lacking = ["answer"]
-        if lacking:
+                missing = ["answer"]
+        if missing:
             raise RecipeError(
-                f"{recipe.place('rewards', 'task')}: rewards: {inner.__name__} needs the column {', '.join(lacking)}, and rows "
+                f"{recipe.place('rewards', 'task')}: rewards: {inner.__name__} needs the column {', '.join(missing)}, and rows "
                 f"of task {recipe.task.task} have {', '.join(columns)}"
             )
 

@@ -1,0 +1,151 @@
+"""What happens during training: the run's record is written, progress is shown, signals end it with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback
+
+from grpo_math.report import COMPLETIONS, METRICS, draw_curve, read_jsonl
+
+
+class RunRecorder(TrainerCallback):
+    """Writes a line of metrics and one group of completions at every log, and redraws the curve at every save.
+
+    Nothing is written, and nothing of an earlier run moved, before the first step is finished: a run that fails until
+    then leaves the folder as it was.
+
+    Args:
+        folder: the run's output folder.
+        blind: accuracy of the best policy that ignores the target, drawn as a line; None where there is none.
+    """
+
+    def __init__(self, folder: Path, blind: float | None = None):
+        self.folder = folder
+        self.blind = blind
+        self.first_step = 0
+        self.begun = False
+        self.trainer: Any = None  # set by the run once the trainer exists
+        self.prepare: Callable[[], None] | None = (
+            None  # set by the run: makes room for its files, writes the first ones
+        )
+
+    def begin(self) -> None:
+        """The first files, once; on every process, since none may save a checkpoint before the folder is cleared."""
+        if self.begun:
+            return
+        self.begun = True
+        if self.trainer.accelerator.is_main_process:
+            if self.prepare is not None:
+                self.prepare()
+            # After a resume, what lies beyond the checkpoint is written again.
+            for name in (METRICS, COMPLETIONS):
+                path = self.folder / name
+                kept = [line for line in read_jsonl(path) if line["step"] <= self.first_step] if path.exists() else []
+                path.write_text("".join(_line(line) for line in kept), encoding="utf-8")
+        self.trainer.accelerator.wait_for_everyone()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.begin()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs or "reward" not in logs:
+            return
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(_line({"step": state.global_step, **{k: _plain(v) for k, v in logs.items()}}))
+        with (self.folder / COMPLETIONS).open("a", encoding="utf-8") as file:
+            for record in self._one_group():
+                file.write(_line({"step": state.global_step, **record}))
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            draw_curve(self.folder, self.blind)
+
+    def _one_group(self) -> list[dict]:
+        # The trainer keeps the last generation batch for its own table; the first rows of it are one group.
+        logs = self.trainer._logs
+        size = self.trainer.num_generations
+        columns = [list(logs["prompt"])[:size], list(logs["completion"])[:size], list(logs["advantages"])[:size]]
+        rewards = {name: list(values)[:size] for name, values in logs["rewards"].items()}
+        return [
+            {
+                "prompt": prompt,
+                "completion": completion,
+                "rewards": {name: _plain(values[i]) for name, values in rewards.items()},
+                "advantage": _plain(advantage),
+            }
+            for i, (prompt, completion, advantage) in enumerate(zip(*columns, strict=True))
+        ]
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value; NaN and infinity, which JSON has not, become null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(record: dict) -> str:
+    return json.dumps(record, ensure_ascii=False, default=str) + "\n"
+
+
+class ShortProgress(ProgressCallback):
+    """The progress bar with the reward beside it, instead of all metrics printed above it at every log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs and logs.get("reward") is not None:
+            shown = {"reward": f"{logs['reward']:.3f}", "length": f"{logs.get('completions/mean_length', 0):.0f}"}
+            self.training_bar.set_postfix(shown)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C (or SIGTERM) during training: finish the step, save a checkpoint, stop. A second one stops at once."""
+
+    def __init__(self):
+        self.trainer: Any = None
+        self.received = False
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        try:
+            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: its owner handles signals
+            self._previous = {}
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number, frame):
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+        if self.trainer.accelerator.is_main_process:
+            print("\nStopping after this step, with a checkpoint. (Once more stops at once.)", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        received = self.received
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:  # all processes stop after the same step, whoever got the signal
+            flag = torch.tensor([float(received)], device=accelerator.device)
+            received = bool(accelerator.reduce(flag, reduction="sum").item())
+        if received:
+            self.stopped = True
+            control.should_save = True
+            control.should_log = True
+            control.should_training_stop = True
+        return control

@@ -1,0 +1,104 @@
+"""Held-out accuracy of a run: measured before and after training, kept in its folder, or measured alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from trl.models import unwrap_model_for_generation
+
+from grpo_math.errors import RecipeError
+from grpo_math.evaluation import Accuracy, measure, sampling_of
+from grpo_math.recipe import Recipe
+from grpo_math.run.prepare import Prepared, end_trackers, prepare
+from grpo_math.tasks.base import PLAIN_STOP
+
+BEFORE, AFTER = "heldout_before.json", "heldout_after.json"
+
+
+def measure_heldout(run: Prepared, label: str) -> Accuracy | None:
+    """Held-out accuracy of the policy as it is now; None when the recipe holds nothing out."""
+    task, args, trainer = run.recipe.task, run.recipe.training, run.trainer
+    if not run.problems.heldout:
+        return None
+    with unwrap_model_for_generation(
+        trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
+    ) as model:
+        return measure(
+            model,
+            run.tokenizer,
+            run.problems.heldout,
+            run.problems.kinds,
+            run.accuracy_reward,
+            generations=task.heldout_generations,
+            batch_size=task.heldout_batch_size,
+            seed=task.task_seed,
+            max_new_tokens=args.max_completion_length,
+            sampling={**sampling_of(args), "eos_token_id": trainer.eos_token_ids},
+            chat_template_kwargs=args.chat_template_kwargs,
+            stop_strings=[PLAIN_STOP] if task.prompt_style == "plain" else [],
+            process=(trainer.accelerator.process_index, trainer.accelerator.num_processes),
+            label="" if args.disable_tqdm else label,
+        )
+
+
+def measured_before(run: Prepared, main: bool) -> tuple[dict | None, list[dict] | None]:
+    """Held-out accuracy before training; a resumed run reads what its beginning measured."""
+    kept = run.folder / BEFORE
+    stored = _stored_before(run, kept) if run.checkpoint and main else None
+    if run.trainer.accelerator.num_processes > 1:  # the main process decides, the others may not see its disk
+        stored = broadcast_object_list([stored])[0]
+    if stored is not None:
+        return stored["figures"], stored["records"]
+    before = measure_heldout(run, "before")
+    return (None, None) if before is None else (figures_of(before), before.records)
+
+
+def _stored_before(run: Prepared, kept: Path) -> dict | None:
+    """What the run's beginning measured, if it was on the same problems and as many samples."""
+    if not kept.exists():
+        return None
+    stored = json.loads(kept.read_text(encoding="utf-8"))
+    same = [r["prompt"] for r in stored["records"]] == [row["prompt"] for row in run.problems.heldout]
+    samples = {len(r["correct"]) for r in stored["records"]}
+    return stored if same and samples == {run.recipe.task.heldout_generations} else None
+
+
+def figures_of(accuracy: Accuracy) -> dict:
+    return {
+        "accuracy": accuracy.sampled.as_dict(),
+        "greedy": accuracy.greedy.as_dict(),
+        "pass_at_k": accuracy.pass_at_k,
+        "by_kind": accuracy.by_kind,
+    }
+
+
+def write_records(path: Path, figures: dict, records: list[dict]) -> None:
+    content = {"figures": figures, "records": records}
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def evaluate(recipe: Recipe) -> list[str]:
+    """Held-out accuracy of the recipe's model without training; lines to print.
+
+    Raises:
+        RecipeError: when the recipe holds nothing out.
+    """
+    if recipe.task.heldout_size == 0:
+        raise RecipeError(
+            f"{recipe.place('heldout_size')}: heldout_size: 0 leaves nothing to measure on; give a number of rows"
+        )
+    run = prepare(recipe, training=False)
+    accuracy = measure_heldout(run, "held-out")
+    lines = [
+        f"{recipe.model.model_name_or_path} on {accuracy.n} held-out problems of {recipe.task.task}:",
+        f"  sampled {accuracy.sampled}, greedy {accuracy.greedy} (95 % intervals), pass@{accuracy.k} "
+        f"{accuracy.pass_at_k:.3f}",
+    ]
+    if len(accuracy.by_kind) > 1:
+        lines.append("  " + ", ".join(f"{kind}: {share:.3f}" for kind, share in accuracy.by_kind.items()))
+    if run.problems.blind:
+        lines.append(f"  ignoring the target: {run.problems.blind[0]:.3f} ({run.problems.blind[1]})")
+    end_trackers(run.trainer)
+    return lines

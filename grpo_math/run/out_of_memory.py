@@ -1,0 +1,88 @@
+"""Out of memory in a run: in which phase, what is saved, and how to go on with less."""
+
+from __future__ import annotations
+
+import shlex
+import traceback
+
+import torch
+from rich.console import Console
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from grpo_math.memory import as_arguments
+from grpo_math.recipe import Recipe
+from grpo_math.run import checks
+from grpo_math.run.prepare import Prepared
+
+# Functions on the way to an allocation that failed -> what the run was doing. The first of this list that is there decides.
+PHASE_OF = {
+    "measure": "held-out",
+    "_generate_single_turn": "generation",
+    "_generate_and_score_completions": "scoring",
+    "training_step": "training",
+    "clip_grad_norm_": "optimizer",
+    "step": "optimizer",
+    "load_model": "load",
+    "__init__": "load",
+}
+
+
+def phase_of(error: BaseException) -> str:
+    """The phase of a run, as in `grpo-math memory`, in which an error was raised; "training" when nothing tells."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return next((phase for name, phase in PHASE_OF.items() if name in names), "training")
+
+
+def report_out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeError) -> None:
+    """
+    Says in which phase the memory ran out, saves a checkpoint, and names the commands that go on and that tell more.
+
+    Args:
+        recipe: Of the run.
+        run: `None` where the memory ran out while it was prepared.
+        error: The failed allocation. It loses its traceback, whose frames hold what the failed step took.
+    """
+    phase = phase_of(error)
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+    console = Console(highlight=False, soft_wrap=True, stderr=True)
+    console.print(f"Out of memory in the phase [bold]{phase}[/bold]: {str(error).splitlines()[0]}", markup=True)
+    if run is not None and not run.trainer.accelerator.is_main_process:
+        return
+    if run is not None and run.recorder.begun:
+        recipe_words = shlex.quote(str(run.folder / "recipe.yaml"))
+    else:  # until its first step is finished a run has written no recipe of its own
+        given = {name: recipe.values[name] for name in recipe.overrides if name in recipe.values}
+        given.pop("resume_from_checkpoint", None)
+        recipe_words = shlex.join([str(recipe.path), *as_arguments(given)])
+    resume = _say_what_is_saved(console, recipe, run)
+    if resume:
+        console.print(f"Go on with less memory: accelerate launch {recipe_words} {resume} --field value ...")
+    longest = f" --prompt_length {run.longest_prompt}" if run is not None else ""
+    console.print("What it needs in each phase, and the smallest changes that fit:")
+    console.print(f"  grpo-math memory {recipe_words}{longest}")
+
+
+def _say_what_is_saved(console: Console, recipe: Recipe, run: Prepared | None) -> str:
+    """Saves a checkpoint where there is a finished step. Returns the words that resume from it, or nothing."""
+    resumed_from = checks.checkpoint_of(recipe)
+    step = run.trainer.state.global_step if run is not None else 0
+    if step == 0:
+        if resumed_from is None:
+            console.print("No step was finished: there is nothing to save.")
+            return ""
+        console.print(f"No step was finished since the resume: {resumed_from} still holds the run.")
+        wanted = recipe.training.resume_from_checkpoint
+        return f"--resume_from_checkpoint {'true' if wanted in (True, 'true') else shlex.quote(str(wanted))}"
+    trainer = run.trainer
+    if trainer.accelerator.num_processes > 1:  # a checkpoint takes all processes, and the others may go on
+        console.print(f"Saved checkpoints are in {run.folder} (every {trainer.args.save_steps} steps).")
+    else:
+        saved = run.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        trainer.model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not saved.is_dir():
+            trainer._save_checkpoint(trainer.model, trial=None)
+        console.print(f"Checkpoint of step {step}: {saved}")
+    return "--resume_from_checkpoint true"

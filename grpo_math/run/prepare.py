@@ -1,0 +1,181 @@
+"""A run before its first step: check, load, check what was loaded, build the trainer, check it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from trl import get_peft_config
+
+from grpo_math import models
+from grpo_math.errors import RecipeError
+from grpo_math.recipe import Recipe
+from grpo_math.run import checks
+from grpo_math.run.callbacks import RunRecorder, ShortProgress, StopOnSignal
+from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
+from grpo_math.trainer import GRPOMathTrainer
+
+
+@dataclass
+class Prepared:
+    """
+    Everything that a run needs, loaded and checked.
+
+    Attributes:
+        recipe: As read.
+        folder: `output_dir`.
+        checkpoint: To resume from, if any.
+        problems, tokenizer: Of the task and the model.
+        accuracy_reward: The reward function that evaluation counts.
+        longest_prompt: In tokens.
+        unknown_share: Share of the prompts' tokens that stand for words the tokenizer does not know.
+        trainer, recorder, interrupt: The trainer and its callbacks.
+        aside: Folder with an earlier run's files, once they have been moved.
+    """
+
+    recipe: Recipe
+    folder: Path
+    checkpoint: str | None
+    problems: Problems
+    tokenizer: PreTrainedTokenizerBase
+    accuracy_reward: Callable
+    longest_prompt: int
+    unknown_share: float
+    trainer: GRPOMathTrainer
+    recorder: RunRecorder
+    interrupt: StopOnSignal
+    aside: Path | None = None
+
+
+def prepare(recipe: Recipe, training: bool = True) -> Prepared:
+    """
+    Checks and loads a recipe, and builds its trainer.
+
+    Args:
+        recipe: As read.
+        training: Whether it will be trained, and not only measured.
+
+    Raises:
+        RecipeError, TaskError, ModelError: for whatever is wrong with the recipe, the data or the model.
+    """
+    folder = Path(recipe.training.output_dir)
+
+    # Check before loading
+    rewards = resolve_rewards(recipe.task.rewards, recipe.task)
+    (accuracy_reward,) = resolve_rewards([get_task(recipe.task.task).ACCURACY], recipe.task)
+    checks.check_weights(recipe, rewards)
+    checks.check_reference(recipe)
+    checkpoint = checks.checkpoint_of(recipe)
+    if training:
+        checks.check_folder(recipe)
+        checks.check_reporters(recipe)
+
+    # Load rows and tokenizer, check them
+    tokenizer, config, problems = _load_rows(recipe)
+    if training:
+        checks.check_rows(recipe, problems)
+        checks.check_reward_columns(recipe, rewards, problems)
+    checks.check_template(recipe, problems, tokenizer)
+    longest_prompt, unknown_share = checks.check_lengths(recipe, problems, tokenizer, config)
+
+    # Load the model, check it
+    model = _load_model(recipe)
+    if not isinstance(model, PeftModel):
+        checks.check_target_modules(recipe, model)
+
+    # Build the trainer, check it
+    recorder, interrupt = RunRecorder(folder, problems.blind and problems.blind[0]), StopOnSignal()
+    with checks.no_folder_left(folder):
+        trainer = _build_trainer(recipe, model, tokenizer, problems, rewards, [recorder, interrupt])
+        if training:
+            checks.check_start(recipe, trainer)
+    recorder.trainer = interrupt.trainer = trainer
+    return Prepared(
+        recipe,
+        folder,
+        checkpoint,
+        problems,
+        tokenizer,
+        accuracy_reward,
+        longest_prompt,
+        unknown_share,
+        trainer,
+        recorder,
+        interrupt,
+    )
+
+
+def _load_rows(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Any, Problems]:
+    args = recipe.training
+    # One process fills the caches (built-in model, data set), the others read them.
+    with args.main_process_first(desc="model and rows", local=False):
+        tokenizer = models.load_tokenizer(recipe.model, args.trust_remote_code)
+        config = models.load_config(recipe.model, args.trust_remote_code)
+        return tokenizer, config, load_problems(recipe.task, tokenizer)
+
+
+def _load_model(recipe: Recipe) -> PreTrainedModel | PeftModel:
+    args = recipe.training
+    try:
+        return models.load_model(
+            recipe.model, recipe.model.dtype, args.trust_remote_code, **(args.model_init_kwargs or {})
+        )
+    except (ImportError, TypeError) as error:  # a kernel or an argument that does not exist
+        names = [name for name in ("model_init_kwargs", "attn_implementation") if name in recipe.values]
+        settings = ", ".join(f"{name}: {recipe.values[name]}" for name in names)
+        raise RecipeError(
+            f"{recipe.place(*names)}: {recipe.model.model_name_or_path} cannot be loaded"
+            f"{f' with {settings}' if settings else ''}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _build_trainer(
+    recipe: Recipe,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Problems,
+    rewards: list[Callable],
+    callbacks: list,
+) -> GRPOMathTrainer:
+    args = recipe.training
+    saved_adapter = isinstance(model, PeftModel)  # it is trained further
+    loaded = models.adapter_weights(model)
+    # The trainer gets the model itself; for a reference of its own TRL still needs to know the revision.
+    args.model_init_kwargs = (
+        {"revision": recipe.model.model_revision} if args.beta and not recipe.model.use_peft else None
+    )
+    try:
+        trainer = GRPOMathTrainer(
+            model=model,
+            reward_funcs=rewards,
+            args=args,
+            train_dataset=Dataset.from_list(problems.train),
+            processing_class=tokenizer,
+            peft_config=None if saved_adapter else get_peft_config(recipe.model),
+            callbacks=callbacks,
+        )
+    except (ValueError, ImportError, OSError) as error:  # what contradicts this model or machine
+        place = recipe.place(*re.findall(r"\w+", str(error)))
+        raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
+    if isinstance(trainer.model, PeftModel):
+        models.float32_adapter(trainer.model, loaded)
+    if not args.disable_tqdm:  # a few figures beside the bar; all of them are in metrics.jsonl
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ShortProgress())
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def end_trackers(trainer: GRPOMathTrainer) -> None:
+    """Finishes the trackers and the process group."""
+    if hasattr(trainer, "end"):  # transformers >= 5.18
+        trainer.end()
+    elif torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,200 @@
+"""A run from beginning to end: held-out accuracy, training, held-out accuracy again, tables and plots.
+
+Everything that can be wrong is checked first (`prepare.py`). An earlier run's files are set aside once the first step is
+finished. Ctrl-C during training finishes the step, saves a checkpoint and draws what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+from peft import PeftModel
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from grpo_math import report
+from grpo_math.evaluation import Accuracy
+from grpo_math.memory import is_out_of_memory
+from grpo_math.recipe import Recipe, dump
+from grpo_math.run.heldout import AFTER, BEFORE, figures_of, measure_heldout, measured_before, write_records
+from grpo_math.run.out_of_memory import report_out_of_memory
+from grpo_math.run.prepare import Prepared, end_trackers, prepare
+
+INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
+OUT_OF_MEMORY = 1
+
+OUTPUTS = (
+    report.METRICS,
+    report.COMPLETIONS,
+    report.CURVE,
+    report.SUMMARY,
+    "recipe.yaml",
+    BEFORE,
+    AFTER,
+)
+# The model or adapter and its tokenizer: an adapter left beside a full model would be loaded onto it.
+MODEL_FILES = (
+    "*.safetensors*",
+    "adapter_*",
+    "*config.json",
+    "token*",
+    "*.jinja",
+    "*.txt",
+    "training_args.bin",
+    "README.md",
+)
+
+
+def train(recipe: Recipe) -> int:
+    """
+    Run a recipe from beginning to end. Returns the exit code: 0, 130 when Ctrl-C stopped the training, 1 when the
+    device's memory ran out, after a checkpoint.
+
+    Raises:
+        RecipeError, TaskError, ModelError: for anything wrong with the recipe, the data or the model's name, before
+            any long work.
+    """
+    run = None
+    try:
+        run = prepare(recipe)
+        return _train(run)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        report_out_of_memory(recipe, run, error)
+        return OUT_OF_MEMORY
+
+
+def _train(run: Prepared) -> int:
+    recipe, trainer, folder = run.recipe, run.trainer, run.folder
+    main = trainer.accelerator.is_main_process
+    console = Console(highlight=False, soft_wrap=True, quiet=not main)
+    for line in describe(run):
+        console.print(line)
+
+    before, before_records = measured_before(run, main)
+    run.recorder.prepare = lambda: _first_files(run, before, before_records)
+    started = time.perf_counter()
+    try:
+        if run.checkpoint and isinstance(trainer.model, PeftModel) and "ref" in trainer.model.peft_config:
+            # Where the reference is an adapter too, transformers 5.17 resumes that one alone
+            trainer.model.load_adapter(run.checkpoint, "default", is_trainable=True)
+        trainer.train(resume_from_checkpoint=run.checkpoint)
+    finally:
+        run.interrupt.restore()
+        if main and run.recorder.begun:
+            report.draw_curve(folder, run.recorder.blind)
+    seconds = time.perf_counter() - started
+    if run.interrupt.stopped:
+        last = folder / f"checkpoint-{trainer.state.global_step}"
+        console.print(
+            f"Stopped after step {trainer.state.global_step} (of {trainer.state.max_steps}). Checkpoint: {last}"
+        )
+        console.print(f"Reward curve so far: {folder / report.CURVE}")
+        console.print(
+            f"Go on with: accelerate launch {shlex.quote(str(folder / 'recipe.yaml'))} --resume_from_checkpoint true"
+        )
+        if run.aside is not None:
+            console.print(f"The files of the run before are in {run.aside}.")
+        end_trackers(trainer)
+        return INTERRUPTED
+    run.recorder.begin()  # a resumed run that was done already has trained no step
+    trainer.save_model(str(folder))
+    after = measure_heldout(run, "after")
+    if main:
+        summary = summarise(run, before, after, seconds)
+        (folder / report.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if after is not None:
+            write_records(folder / AFTER, figures_of(after), after.records)
+        report.draw_curve(folder, run.recorder.blind)
+        samples = (before_records, after.records) if after is not None and before_records is not None else None
+        report.print_summary(console, folder, summary, samples)
+    if after is not None and recipe.training.report_to not in ([], "none", ["none"]):
+        trainer.log({"heldout/accuracy": after.sampled.value, "heldout/greedy": after.greedy.value})
+    end_trackers(trainer)
+    return 0
+
+
+def _first_files(run: Prepared, before: dict | None, records: list[dict] | None) -> None:
+    """Sets an earlier run's files aside, unless it is resumed, and writes what is known before the first step."""
+    folder, recipe = run.folder, run.recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    run.aside = None if run.checkpoint else set_aside(folder)
+    if run.aside is not None:
+        tqdm.write(f"An earlier run's files are now in {run.aside}.")
+    command = f"accelerate launch {shlex.quote(str(folder / 'recipe.yaml'))}"
+    text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: {command}")
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    if before is not None:
+        write_records(folder / BEFORE, before, records)
+
+
+def describe(run: Prepared) -> list[str]:
+    """What is about to run, in a few lines."""
+    recipe, args, trainer = run.recipe, run.recipe.training, run.trainer
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in trainer.model.parameters())
+    batch = args.generation_batch_size
+    return [
+        f"{recipe.path.name}: {recipe.model.model_name_or_path}, {total / 1e6:.2f} M parameters, "
+        f"{trainable / 1e6:.2f} M trained, on {args.device} ({args.world_size} process{'es' * (args.world_size > 1)}).",
+        f"Task {recipe.task.task}, prompt style {recipe.task.prompt_style}: {len(run.problems.train)} training rows, "
+        f"{len(run.problems.heldout)} held out, longest prompt {run.longest_prompt} tokens.",
+        f"Each generation: {batch // args.num_generations} prompts x {args.num_generations} completions of at most "
+        f"{args.max_completion_length} tokens; loss {args.loss_type}, beta {args.beta}.",
+        *(
+            [
+                f"The tokenizer does not know {run.unknown_share:.0%} of the prompts' words: this model cannot read the task."
+            ]
+            if run.unknown_share > 0.2
+            else []
+        ),
+        *(["The reference policy is a second, frozen model in memory."] if trainer.ref_model is not None else []),
+        *recipe.notes,
+    ]
+
+
+def summarise(run: Prepared, before: dict | None, after: Accuracy | None, seconds: float) -> dict:
+    """The content of summary.json. Accuracies are `{"value", "low", "high"}` with 95 % intervals, or null.
+
+    `steps` are those of the whole training, `seconds` those since `resumed_at`, the step at which this
+    start began (0 unless it is a resume).
+    """
+    last = figures_of(after) if after is not None else {}
+    first = before or {}
+    history = [r["reward"] for r in run.trainer.state.log_history if r.get("reward") is not None]
+    blind = run.problems.blind
+    return {
+        "task": run.recipe.task.task,
+        "recipe": run.recipe.path.name,
+        "model": run.recipe.model.model_name_or_path,
+        "steps": run.trainer.state.global_step,
+        "resumed_at": run.recorder.first_step,
+        "seconds": round(seconds, 1),
+        "world_size": run.recipe.training.world_size,
+        "heldout_n": len(run.problems.heldout),
+        "heldout_generations": run.recipe.task.heldout_generations,
+        **{f"{name}_{when}": figures.get(name) for name in ("accuracy", "greedy", "pass_at_k", "by_kind")
+           for when, figures in (("before", first), ("after", last))},
+        "blind": blind[0] if blind else None,
+        "blind_how": blind[1] if blind else None,
+        "reward_first": history[0] if history else None,
+        "reward_last": history[-1] if history else None,
+    }  # fmt: skip
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move an earlier run's outputs into `folder/earlier-N`, so that a new run neither mixes with nor deletes them."""
+    present = [folder / name for name in OUTPUTS if (folder / name).exists()]
+    present += sorted(path for pattern in ("checkpoint-*", *MODEL_FILES) for path in folder.glob(pattern))
+    if not present:
+        return None
+    number = 1 + max((int(p.name.split("-")[1]) for p in folder.glob("earlier-*")), default=0)
+    aside = folder / f"earlier-{number}"
+    aside.mkdir()
+    for path in dict.fromkeys(present):
+        path.rename(aside / path.name)
+    return aside

@@ -1,0 +1,123 @@
+"""When each saving is exact: what rules it out, in words that name the option or the part of the model, or `None`.
+
+A saving that is left at its default is disabled where something rules it out; one that is set to `True` is an error there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from grpo_math import decoding
+
+if TYPE_CHECKING:
+    from grpo_math.trainer.config import GRPOMathConfig
+    from grpo_math.trainer.grpo import GRPOMathTrainer
+
+logger = get_logger(__name__)
+
+
+class WarnOnce:
+    """Logs a warning the first time that it is given: a saving is disabled at every step, and said once."""
+
+    def __init__(self):
+        self.given: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        if message not in self.given:
+            self.given.add(message)
+            logger.warning(message)
+
+
+# --- the model's positions --------------------------------------------------------------------------------------------
+
+
+def _rope_types(config: PreTrainedConfig) -> list[str]:
+    """The rotary types of a text config; models can have one for each kind of attention layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return [value.get("rope_type", "default") for value in (nested or [parameters])] if parameters else []
+
+
+def columns_are_inert(model: PreTrainedModel) -> bool:
+    """Whether a model ignores the width of its input: not so when the rotary frequencies follow the longest row."""
+    return not {"dynamic", "longrope"} & set(_rope_types(model.config.get_text_config()))
+
+
+def left_padding_is_inert(model: PreTrainedModel) -> bool:
+    """
+    Whether leading padding can go. transformers numbers the positions of a training forward from the first column,
+    padding included, so only models with relative (rotary) positions give the same result without it.
+    """
+    return bool(_rope_types(model.config.get_text_config())) and columns_are_inert(model)
+
+
+# --- what rules a saving out ------------------------------------------------------------------------------------------
+
+
+def skip_blocked_by(trainer: GRPOMathTrainer) -> str | None:
+    """Why rows with advantage zero must be scored all the same."""
+    if trainer.beta != 0.0:
+        return "beta is not 0, and the KL term of a row does not depend on its advantage"
+    if trainer._entropy_bonus_enabled:
+        return "the entropy bonus covers every row"
+    if trainer.top_entropy_quantile < 1.0:
+        return f"top_entropy_quantile={trainer.top_entropy_quantile} compares the tokens of all rows"
+    if trainer.tools or trainer.environment_factories:
+        return "tools or environment_factory are in use"
+    return _auxiliary_loss(trainer) or _images(trainer)
+
+
+def sort_blocked_by(trainer: GRPOMathTrainer) -> str | None:
+    """Why rows may not move between the micro-batches of an optimizer step."""
+    return trainer.args.mixes_rows() or _auxiliary_loss(trainer) or _images(trainer)
+
+
+def trim_blocked_by(trainer: GRPOMathTrainer) -> str | None:
+    """Why unused columns must stay."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not columns_are_inert(model.get_base_model() if is_peft_model(model) else model):
+        return "the model's rope_type makes its positions depend on the width of the input"
+    return _images(trainer)
+
+
+def decode_blocked_by(trainer: GRPOMathTrainer) -> str | None:
+    """Why transformers' own loop must generate."""
+    policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if reason := _images(trainer):
+        return reason
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return "the model is sharded (DeepSpeed or FSDP)"
+    if is_peft_model(policy) and policy.active_peft_config.is_prompt_learning:
+        return "the adapter is a learned prompt"
+    return decoding.unsupported_reason(trainer.generation_config)
+
+
+def _auxiliary_loss(trainer: GRPOMathTrainer) -> str | None:
+    if trainer.aux_loss_enabled:
+        coefficient = f"router_aux_loss_coef={trainer.router_aux_loss_coef:g}"
+        return f"{coefficient} (0 for none) is a loss over all rows of a micro-batch"
+    return None
+
+
+def _images(trainer: GRPOMathTrainer) -> str | None:
+    if trainer._is_vlm:  # not whether this batch has images: all processes must decide alike
+        return f"the processing_class {type(trainer.processing_class).__name__} takes images"
+    return None
+
+
+def refuse_blocked_savings(trainer: GRPOMathTrainer, args: GRPOMathConfig) -> None:
+    """Raises ValueError for a saving that is set to `True` and ruled out; what options alone rule out, the config refuses."""
+    checks = {
+        "skip_zero_advantage": skip_blocked_by,
+        "trim_padding": trim_blocked_by,
+        "sort_by_length": sort_blocked_by,
+        "share_prefill": decode_blocked_by,
+        "drop_finished": decode_blocked_by,
+    }
+    for name, blocked_by in checks.items():
+        if getattr(args, name) and (reason := blocked_by(trainer)):
+            raise ValueError(f"{name}=True is not exact here: {reason}. Leave {name} out, which disables it.")

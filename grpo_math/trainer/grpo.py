@@ -1,0 +1,263 @@
+"""GRPOMathTrainer: TRL's GRPOTrainer plus options. With every option off it is TRL's trainer.
+
+Two kinds of options. The savings (`micro_batches.py`, `lm_head.py`, `decoding.py`) give TRL's gradient for less compute and
+are on where they are exact (`exactness.py`). The variant (`variant.py`) changes what is optimized and is off. The class
+holds overrides only; each says in its first line what it changes.
+
+>>> config = GRPOMathConfig(output_dir="out", beta=0.04, kl_target=0.05)
+>>> trainer = GRPOMathTrainer(model=model, reward_funcs=reward, args=config, train_dataset=dataset)
+"""
+
+import json
+import os
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from grpo_math import decoding
+from grpo_math.trainer import exactness, host_embeddings, losses, micro_batches
+from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
+from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
+from grpo_math.trainer.lm_head import add_compact_lm_head
+from grpo_math.trainer.variant import Variant, beta_as, frozen_copy
+
+# Beside a checkpoint of TRL's, as far as the options are in use: the adapted beta, the place among the fresh prompts
+STATE_FILE = "grpo_math_state.json"
+
+
+class GRPOMathTrainer(GRPOTrainer):
+    """
+    [`trl.GRPOTrainer`] with the options of [`GRPOMathConfig`]: same arguments, metric names and checkpoints.
+
+    With a plain [`trl.GRPOConfig`] every option is off. Further metrics: `skipped_rows` (rows of the generation batch,
+    over all processes, that no forward was run on), `padding_fraction` (of the positions that were run),
+    `dynamic_sampling/*`, `beta`, `kl/k1`, `kl/k2`, `kl/k3`, `ref_clip_ratio/*`, `clip_ratio/either_mean`. Rewards,
+    lengths and the zero-variance share cover all rows; clip ratios count skipped rows as unclipped; `entropy`, `kl/*`
+    and `vespo/phi_seq_mean` cover the rows that were scored.
+
+    Rewards: a `None` or NaN means that a function does not apply to a row (TRL leaves it out, and a row that no
+    function applies to has advantage zero). An infinite reward or a list of another length is an error.
+    """
+
+    _tag_names = ("trl", "grpo", "grpo-math")
+    _name = "GRPO"
+
+    def __init__(self, model, reward_funcs=None, args=None, *others, **kwargs):
+        """Reads the options, adds the compact head and, for reference clipping at beta 0, a reference."""
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = GRPOMathConfig(f"{name.split('/')[-1]}-GRPO")
+        math_args = args if isinstance(args, GRPOMathConfig) else None
+        self._warn_once = exactness.WarnOnce()
+        self._loss_inputs = self._rewards = None  # of the running loss, of the running generation
+        self._variant = Variant(math_args)
+        self._dynamic_sampling = DynamicSampling(math_args.dynamic_sampling if math_args else 0, args.seed)
+        self._saving = {name: math_args is not None and getattr(math_args, name) is not False for name in SAVINGS}
+
+        if math_args is not None and math_args.embeddings_on_host:
+            host_embeddings.move_trainer_embeddings(model, kwargs.get("peft_config"))
+        # A PEFT model that brings a trained adapter has that adapter as its reference; TRL copies it if beta is not 0
+        copy_adapter = self._variant.reference_clipping and args.beta == 0.0 and not isinstance(model, str)
+        copy_adapter = copy_adapter and is_peft_model(model)
+        with beta_as(args, 1.0 if copy_adapter else args.beta):
+            super().__init__(model, reward_funcs, args, *others, **kwargs)
+        self.beta = args.beta
+
+        policy = self.accelerator.unwrap_model(self.model)
+        base = policy.get_base_model() if is_peft_model(policy) else policy
+        if self._variant.reference_clipping and self.ref_model is None and not is_peft_model(policy):
+            self.ref_model = frozen_copy(self, policy)
+        if self._saving["compact_lm_head"]:
+            add_compact_lm_head(base)
+            if self.ref_model is not None:
+                add_compact_lm_head(self.accelerator.unwrap_model(self.ref_model))
+        trim = self._saving["trim_padding"] and exactness.columns_are_inert(base)
+        self._columns = micro_batches.Columns(trim, exactness.left_padding_is_inert(base), self.pad_to_multiple_of)
+        if math_args is not None:
+            exactness.refuse_blocked_savings(self, math_args)
+        if self._saving["trim_padding"] and not trim:
+            self._warn_once(f"trim_padding is disabled because {exactness.trim_blocked_by(self)}.")
+        if self._dynamic_sampling.rounds and (
+            self.tools or self.environment_factories or self._is_vlm or self.rollout_func
+        ):
+            raise ValueError(
+                f"dynamic_sampling={self._dynamic_sampling.rounds} works on text prompts that the trainer generates from: "
+                "not with tools, environment_factory, rollout_func or images. Set dynamic_sampling=0."
+            )
+
+    # --- rewards and the generation batch ---
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """Refuses infinite rewards and remembers the gathered ones; TRL calls the reward functions."""
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        infinite = torch.isinf(rewards_per_func)
+        if infinite.any():
+            row, column = infinite.nonzero()[0].tolist()
+            raise ValueError(
+                f"The reward function '{self.reward_func_names[column]}' returned {rewards_per_func[row, column]} for "
+                f"row {row} of the generation batch. An infinite reward makes the group's advantages NaN. Return a "
+                "finite number, or None where the function does not apply."
+            )
+        self._rewards = rewards_per_func
+        return rewards_per_func
+
+    def _generate_and_score_completions(self, inputs):
+        """Marks the live rows and, with `dynamic_sampling`, replaces dead groups; the rest is TRL's."""
+        num_generations = self.num_generations if self.model.training else self.num_generations_eval
+        score = super()._generate_and_score_completions
+
+        def generate(rows):
+            # TRL computes reference log-probabilities when beta is not 0, and reads beta here for nothing else
+            with beta_as(self, 1.0 if self._variant.reference_clipping else self.beta):
+                batch = score(rows)
+            rewards, self._rewards = self._rewards, None
+            advantages = batch["advantages"]
+            batch["live"] = advantages.reshape(len(advantages), -1).ne(0).any(dim=1)
+            # Only here does an equal reward mean no advantage: the other aggregation compares with the whole batch
+            if self.multi_objective_aggregation != "sum_then_normalize" or rewards is None:
+                return batch, None
+            dead = losses.dead_rows(rewards, self.reward_weights.to(rewards.device), num_generations)
+            first = self.accelerator.process_index * len(advantages)
+            batch["live"] &= ~dead[first : first + len(advantages)]
+            return batch, dead.view(-1, num_generations)[:, 0]
+
+        batch, dead_groups = generate(inputs)
+        if self.model.training and self._dynamic_sampling.rounds:
+            metrics = self._metrics["train"]
+            with metrics_of_the_first_draw(metrics, self._logs):
+                batch, figures = self._dynamic_sampling.replace_dead_groups(
+                    batch, dead_groups, generate, self.train_dataset, num_generations, self.accelerator
+                )
+            for name, value in figures.items():
+                metrics[f"dynamic_sampling/{name}"].append(value)
+        return batch
+
+    def _generate_single_turn(self, *args, **kwargs):
+        """Lets transformers decode with our loop; tokens, padding and the cut at EOS stay TRL's."""
+        generate = super()._generate_single_turn
+        share_prefill, drop_finished = self._saving["share_prefill"], self._saving["drop_finished"]
+        if self.use_vllm or self.use_transformers_continuous_batching or not (share_prefill or drop_finished):
+            return generate(*args, **kwargs)
+        if reason := exactness.decode_blocked_by(self):
+            self._warn_once(f"share_prefill and drop_finished are disabled because {reason}.")
+            return generate(*args, **kwargs)
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        with decoding.decoding_with(policy, share_prefill, drop_finished):
+            return generate(*args, **kwargs)
+
+    # --- micro-batches ---
+
+    def _prepare_inputs(self, generation_batch):
+        """Lays out a new generation batch (sorted, dead rows left out) once TRL has shuffled and split it."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        skip, sort = self._saving["skip_zero_advantage"], self._saving["sort_by_length"]
+        if skip and (reason := exactness.skip_blocked_by(self)):
+            self._warn_once(f"skip_zero_advantage is disabled because {reason}.")
+            skip = False
+        sort = sort and not exactness.sort_blocked_by(self)
+        metrics = self._metrics["train"]
+        if skip or sort:
+            self._buffered_inputs, skipped = micro_batches.lay_out_generation(
+                self._buffered_inputs,
+                self.accelerator,
+                self.loss_type,
+                self.args.gradient_accumulation_steps,
+                skip,
+                sort,
+            )
+            metrics["skipped_rows"].append(skipped)
+        if (skip or sort or self._saving["trim_padding"]) and not self._is_vlm:
+            padding = micro_batches.padding_fraction(self._buffered_inputs, self._columns, self.accelerator)
+            metrics["padding_fraction"].append(padding)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+    ):
+        """Trims the columns that no row uses, scores old and reference rows by length; the forward is TRL's."""
+        score = super()._get_per_token_logps_and_entropies
+        extra = any(value is not None and value is not False for value in kwargs.values())  # images or an aux loss
+        if extra or not self._columns.trim:
+            logps, entropies, aux_loss = score(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+        else:
+            rows = batch_size or len(input_ids)
+            logps, entropies = micro_batches.score_by_length(
+                lambda ids, mask, keep: score(model, ids, mask, keep, None, compute_entropy, **kwargs),
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                rows,
+                self._columns,
+            )
+            aux_loss = None
+        if self._loss_inputs is not None:
+            self._variant.apply(self._loss_inputs, logps)
+        return logps, entropies, aux_loss
+
+    # --- the loss ---
+
+    def _compute_loss(self, model, inputs):
+        """TRL's loss, with reference-clipped advantages and another KL term where asked; corrects the clip ratios."""
+        inputs = dict(inputs)
+        weights = inputs.pop("metric_weights", None)
+        mode = "train" if self.model.training else "eval"
+        metrics, own_kl = self._metrics[mode], self._variant.replaces_kl(self.beta)
+        self._loss_inputs = inputs
+        try:
+            with beta_as(self, 0.0 if own_kl else self.beta):
+                loss = super()._compute_loss(model, inputs)
+        finally:
+            self._loss_inputs = None
+        if own_kl:
+            loss = loss + self._variant.kl_term(self, inputs, metrics)
+        self._variant.log(inputs, metrics, self.beta, self.accelerator)
+        if weights is not None:
+            by_row = self.importance_sampling_level == "sequence" and not self._variant.reference_clipping
+            micro_batches.weigh_metrics(metrics, weights, by_row)
+        if mode == "train" and self.beta != 0.0:
+            self._variant.note_kl(metrics["kl"][-1])
+        return loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Adapts beta to `kl_target` once the last micro-batch of an optimizer step has been run."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            rows = self.args.per_device_train_batch_size * self.accelerator.num_processes
+            self.beta = self._variant.adapted_beta(self.beta, rows)
+        return loss
+
+    # --- checkpoints ---
+
+    def _save_checkpoint(self, model, trial):
+        """Saves the adapted beta and the place among the fresh prompts beside TRL's checkpoint."""
+        super()._save_checkpoint(model, trial)
+        state = {}
+        if self._variant.kl_target is not None:
+            state["beta"] = self.beta
+        if self._dynamic_sampling.rounds:
+            state["fresh_prompts"] = self._dynamic_sampling.state_dict()
+        if state and self.args.should_save:
+            folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            with open(os.path.join(folder, STATE_FILE), "w", encoding="utf-8") as file:
+                json.dump(state, file)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Restores the adapted beta and the place among the fresh prompts, where the checkpoint holds them."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = os.path.join(checkpoint, STATE_FILE) if checkpoint is not None else None
+        if path is None or not os.path.exists(path):
+            return
+        with open(path, encoding="utf-8") as file:
+            state = json.load(file)
+        if self._variant.kl_target is not None and "beta" in state:
+            self.beta = state["beta"]
+        if self._dynamic_sampling.rounds and "fresh_prompts" in state:
+            self._dynamic_sampling.load_state_dict(state["fresh_prompts"])

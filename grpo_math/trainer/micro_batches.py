@@ -1,0 +1,319 @@
+"""The micro-batches of a generation batch: which rows to score, where, which columns, and what that does to the metrics.
+
+Everything here is exact. A row whose advantage is zero has no policy gradient. Rows may move between the micro-batches of
+one optimizer step while every row keeps its weight. A column that no row attends to changes nothing. TRL pads all rows to
+the longest of the generation batch and trims nothing (its open issue #7179).
+
+Example: 2 micro-batches of 4 rows, completions of 9 2 7 3 | 8 4 5 6 tokens, the second group dead. The 4 live rows are
+sorted and dealt out as 9 7 | 3 2, each micro-batch is as wide as its own longest row, and 4 rows are never run.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from grpo_math.trainer.losses import CONSTANT_LENGTH, MICRO_BATCH_MEAN, SEQUENCE_MEAN, SEQUENCE_SUM
+
+Batch = dict[str, torch.Tensor]
+
+# Means over the tokens of a micro-batch: of those that were scored, and of all, where a skipped row counts as zero
+SCORED_METRICS = ("entropy", "kl", "kl/k1", "kl/k2", "kl/k3")
+CLIP_METRICS = (
+    "clip_ratio/low_mean",
+    "clip_ratio/high_mean",
+    "clip_ratio/region_mean",
+    "clip_ratio/either_mean",
+    "cispo_clip_ratio",
+    "ref_clip_ratio/low_mean",
+    "ref_clip_ratio/high_mean",
+    "ref_clip_ratio/region_mean",
+)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def loss_mask(batch: Batch) -> torch.Tensor:
+    """The (B, T) mask of the tokens that TRL's loss covers: the completion's, less what a tool wrote."""
+    return batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
+
+
+def select_rows(batch: Batch, rows: torch.Tensor) -> Batch:
+    """`rows` (indices) of every tensor that has a row axis; scalars and `None` stay."""
+    return {key: value if value is None or value.ndim == 0 else value[rows] for key, value in batch.items()}
+
+
+def concatenate(batches: list[Batch]) -> Batch:
+    """The inverse of TRL's `split_tensor_dict`: one batch from micro-batches of the same widths."""
+    return {
+        key: value if value is None or value.ndim == 0 else torch.cat([batch[key] for batch in batches])
+        for key, value in batches[0].items()
+    }
+
+
+def window_size(steps_per_generation: int, gradient_accumulation_steps: int) -> int:
+    """
+    How many consecutive micro-batches of a generation batch always fall into the same optimizer step, so that rows may
+    move between them: the greatest common divisor, since both an optimizer step and an epoch end on its multiples.
+    """
+    return math.gcd(steps_per_generation, gradient_accumulation_steps)
+
+
+def rows_per_micro_batch(live: int, micro_batches: int) -> list[int]:
+    """
+    `live` rows dealt out as evenly as possible over `micro_batches`, each getting at least one: a process that skipped
+    a micro-batch would miss the collective operations of the others.
+    """
+    total = max(live, micro_batches)
+    return [total // micro_batches + (i < total % micro_batches) for i in range(micro_batches)]
+
+
+def normaliser_share(loss_type: str, kept_mask: torch.Tensor, rows: int, tokens: torch.Tensor) -> torch.Tensor | float:
+    """
+    By what to multiply the advantages of the kept rows so that TRL's loss over them equals its loss over all rows, the
+    left-out ones counting zero. Every loss type of TRL is positively homogeneous in the advantage.
+
+    Args:
+        loss_type (`str`): TRL's.
+        kept_mask (`torch.Tensor` of shape `(b, T)`): Loss mask of the rows that are scored.
+        rows (`int`): Rows of the micro-batch in TRL, `per_device_train_batch_size`.
+        tokens (`torch.Tensor`): Completion tokens of the micro-batch in TRL.
+
+    Returns:
+        `float` or scalar `torch.Tensor`: b / rows where TRL divides by rows, the share of tokens where it divides by
+        the micro-batch's tokens (`bnpo`), 1 where by a number that spans the whole batch (`dapo`, `cispo`, `vespo`).
+    """
+    if loss_type in MICRO_BATCH_MEAN:
+        return kept_mask.sum().clamp(min=1.0) / tokens.clamp(min=1.0)
+    if loss_type in SEQUENCE_MEAN + CONSTANT_LENGTH + SEQUENCE_SUM:
+        return len(kept_mask) / rows
+    return 1.0
+
+
+def row_lengths(batch: Batch) -> torch.Tensor:
+    """Tokens of each row, prompt and completion, shape (B,)."""
+    return batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+
+
+def lay_out(batch: Batch, counts: list[int], loss_type: str, sort: bool) -> list[Batch]:
+    """
+    The micro-batches of one window: `counts[i]` rows in the i-th, live rows first, then this process's own dead rows,
+    the rest left out.
+
+    Args:
+        batch (`dict`): All B rows of the window, with `"live"` of shape `(B,)`, bool.
+        counts (`list[int]`): Rows of each micro-batch, the same on every process, at most B in sum. More than one only
+            for a loss that weighs rows alike in whichever micro-batch they are (all but `bnpo`).
+        loss_type (`str`): TRL's, for the normaliser.
+        sort (`bool`): Whether to order rows by length, longest first, before cutting.
+
+    Returns:
+        `list[dict]`: As TRL's buffer, with advantages rescaled and those of dead rows exactly zero.
+    """
+    lengths, live = row_lengths(batch), batch["live"]
+    # Live rows first; among dead ones the shortest are the cheapest filling
+    order = torch.argsort(torch.where(live, torch.zeros_like(lengths), 1 + lengths), stable=True)
+    if sort:
+        order = torch.argsort(torch.where(live, -lengths, 1 + lengths), stable=True)
+    kept = order[: sum(counts)]
+    if sort:
+        kept = kept[torch.argsort(lengths[kept], descending=True, stable=True)]
+
+    tokens, rows_per_micro_batch = loss_mask(batch).sum(), len(live) // len(counts)
+    micro_batches = [select_rows(batch, rows) for rows in kept.split(counts)]
+    for micro_batch in micro_batches:
+        advantages = micro_batch["advantages"]
+        alive = micro_batch["live"] if advantages.ndim == 1 else micro_batch["live"].unsqueeze(1)
+        share = normaliser_share(loss_type, loss_mask(micro_batch), rows_per_micro_batch, tokens)
+        micro_batch["advantages"] = torch.where(alive, advantages * share, torch.zeros_like(advantages))
+    return micro_batches
+
+
+def over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape on every process, stacked along a new first axis."""
+    return accelerator.gather(tensor.unsqueeze(0))
+
+
+def lay_out_generation(
+    micro_batches: list[Batch],
+    accelerator: Accelerator,
+    loss_type: str,
+    gradient_accumulation_steps: int,
+    skip: bool,
+    sort: bool,
+) -> tuple[list[Batch], int]:
+    """
+    [`lay_out`] for every window of a generation batch, with as many rows in a micro-batch on every process.
+
+    Args:
+        micro_batches (`list[dict]`): TRL's buffer, each with `"live"` of shape `(B,)`, bool.
+        accelerator ([`~accelerate.Accelerator`]): Of the trainer.
+        loss_type (`str`): TRL's.
+        gradient_accumulation_steps (`int`): TRL's.
+        skip (`bool`): Whether to leave dead rows out.
+        sort (`bool`): Whether to bring rows of similar length together.
+
+    Returns:
+        `tuple[list[dict], int]`: As many micro-batches, each with its `"metric_weights"`; and the rows that are left out,
+        over all processes.
+    """
+    size = window_size(len(micro_batches), gradient_accumulation_steps) if sort else 1
+    windows = [concatenate(micro_batches[i : i + size]) for i in range(0, len(micro_batches), size)]
+    live = [batch["live"] if skip else torch.ones_like(batch["live"]) for batch in windows]
+    most = over_processes(accelerator, torch.stack([alive.sum() for alive in live])).amax(dim=0).tolist()
+    laid_out = []
+    for batch, alive, count in zip(windows, live, most, strict=True):
+        window = {**batch, "live": alive}
+        parts = lay_out(window, rows_per_micro_batch(count, size), loss_type, sort)
+        laid_out += with_metric_weights(window, parts, accelerator)
+    skipped = sum(map(len, live)) - sum(len(batch["live"]) for batch in laid_out)
+    return laid_out, skipped * accelerator.num_processes
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def used_columns(attention_mask: torch.Tensor, prompt_length: int, trim_left: bool, multiple_of: int | None) -> slice:
+    """
+    The columns of a left-padded prompt and a right-padded completion that at least one row attends to.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(B, P + T)`).
+        prompt_length (`int`): P. At least one column on either side stays.
+        trim_left (`bool`): Whether leading columns may go (see [`exactness.left_padding_is_inert`]).
+        multiple_of (`int`, *optional*): TRL's `pad_to_multiple_of`, kept on both sides.
+
+    Returns:
+        `slice` over the columns.
+    """
+    used = attention_mask.any(dim=0).nonzero().squeeze(1)
+    total, multiple = attention_mask.size(1), multiple_of or 1
+    first = min(int(used[0]), prompt_length - 1) if trim_left and len(used) else 0
+    last = max(int(used[-1]) + 1, prompt_length + 1) if len(used) else total
+    left = min(math.ceil((prompt_length - first) / multiple) * multiple, prompt_length)
+    right = min(math.ceil((last - prompt_length) / multiple) * multiple, total - prompt_length)
+    return slice(prompt_length - left, prompt_length + right)
+
+
+class Columns(NamedTuple):
+    """
+    Which columns of a micro-batch are run.
+
+    Attributes:
+        trim (`bool`): Whether unused columns may go at all.
+        trim_left (`bool`): Whether leading ones may go (see [`exactness.left_padding_is_inert`]).
+        multiple_of (`int`, *optional*): TRL's `pad_to_multiple_of`, kept on both sides.
+    """
+
+    trim: bool
+    trim_left: bool
+    multiple_of: int | None
+
+    def used(self, attention_mask: torch.Tensor, prompt_length: int) -> slice:
+        """The columns to run, of a mask of shape `(B, P + T)` with P = `prompt_length`."""
+        if not self.trim:
+            return slice(None)
+        return used_columns(attention_mask, prompt_length, self.trim_left, self.multiple_of)
+
+
+def pad_columns(tensor: torch.Tensor, columns: int, left: bool = False) -> torch.Tensor:
+    """A (B, t) tensor widened with zeros to (B, `columns`), on the right unless `left`."""
+    missing = columns - tensor.size(1)
+    return F.pad(tensor, (missing, 0) if left else (0, missing))
+
+
+def score_by_length(
+    score: Callable,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    width: int,
+    batch_size: int,
+    columns: Columns,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Log-probabilities and entropies of completions, scored in chunks of rows of similar length without unused columns.
+
+    Args:
+        score (`Callable`): `score(input_ids, attention_mask, logits_to_keep) -> (logps, entropies, aux_loss)`, TRL's.
+        input_ids (`torch.Tensor` of shape `(B, P + T)`).
+        attention_mask (`torch.Tensor` of shape `(B, P + T)`).
+        width (`int`): T.
+        batch_size (`int`): Rows of a chunk.
+        columns ([`Columns`]).
+
+    Returns:
+        `tuple`: Log-probabilities of shape `(B, T)`, zero in trimmed columns, and entropies of the same shape or `None`.
+    """
+    rows = len(input_ids)
+    order = torch.argsort(attention_mask.sum(dim=1), descending=True, stable=True)
+    # The loss scores its micro-batch in one chunk, whose rows stay in their order
+    chunks = [slice(None)] if batch_size >= rows else order.split(batch_size)
+    parts = []
+    for chunk in chunks:
+        ids, mask = input_ids[chunk], attention_mask[chunk]
+        prompt_length = ids.size(1) - width
+        used = columns.used(mask, prompt_length)
+        parts.append(score(ids[:, used], mask[:, used], used.stop - prompt_length))
+    logps, entropies = (
+        torch.cat([pad_columns(part[i], width) for part in parts]) if parts[0][i] is not None else None for i in (0, 1)
+    )
+    if len(parts) > 1:
+        back = torch.argsort(order)
+        logps, entropies = logps[back], None if entropies is None else entropies[back]
+    return logps, entropies
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def with_metric_weights(window: Batch, micro_batches: list[Batch], accelerator: Accelerator) -> list[Batch]:
+    """
+    The micro-batches of a window with `"metric_weights"` of shape `(4,)`, over all processes: a micro-batch's share of the
+    scored tokens and of the rows (times the number of micro-batches, so that TRL's mean over them becomes the mean over
+    tokens or rows), and which share of all tokens and of all rows is scored.
+    """
+    scored = torch.stack([loss_mask(batch).sum() for batch in micro_batches])
+    counts = torch.cat([scored, loss_mask(window).sum().view(1)])
+    *scored, tokens = over_processes(accelerator, counts).sum(dim=0).tolist()
+    rows = [len(batch["live"]) for batch in micro_batches]
+    shares = [sum(scored) / max(tokens, 1), sum(rows) / len(window["live"])]
+    weights = [
+        torch.tensor([n_tokens * len(rows) / max(sum(scored), 1), n_rows * len(rows) / sum(rows), *shares])
+        for n_tokens, n_rows in zip(scored, rows, strict=True)
+    ]
+    return [{**batch, "metric_weights": weight} for batch, weight in zip(micro_batches, weights, strict=True)]
+
+
+def weigh_metrics(metrics: dict[str, list[float]], weights: torch.Tensor, by_row: bool) -> None:
+    """
+    Corrects a micro-batch's metrics for its layout, in place. Their mean over the window becomes the mean over its scored
+    tokens (entropy, KL) or, for clip ratios, over all of its tokens, those of skipped rows being unclipped.
+
+    Args:
+        metrics (`dict`): TRL's, the micro-batch's values being the last ones.
+        weights (`torch.Tensor` of shape `(4,)`): From [`with_metric_weights`].
+        by_row (`bool`): Whether clip ratios are means over rows (importance sampling of whole sequences).
+    """
+    tokens, rows, token_share, row_share = weights.tolist()
+    factors = dict.fromkeys(SCORED_METRICS, tokens) | {"vespo/phi_seq_mean": rows}
+    factors |= dict.fromkeys(CLIP_METRICS, rows * row_share if by_row else tokens * token_share)
+    for name, factor in factors.items():
+        if metrics.get(name):
+            metrics[name][-1] *= factor
+    if row_share < 1 and metrics.get("clip_ratio/low_min"):
+        metrics["clip_ratio/low_min"][-1] = 0.0
+
+
+def padding_fraction(micro_batches: list[Batch], columns: Columns, accelerator: Accelerator) -> float:
+    """The share of padding among the positions that are run, over all processes."""
+    used = run = 0
+    for batch in micro_batches:
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        used += int(mask.sum())
+        run += mask[:, columns.used(mask, batch["prompt_mask"].size(1))].numel()
+    totals = over_processes(accelerator, torch.tensor([used, run], device=accelerator.device)).sum(dim=0)
+    return 1 - (totals[0] / totals[1]).item()
