@@ -16,8 +16,8 @@ OVERRIDES = """overrides:
   --field value                 any field of a recipe in place of the recipe's own value: --max_steps 50,
                                 --rewards A B (a list), --use_peft (true); `grpo-math fields [TEXT]` lists them
 """
-TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           where the model, curve, tables and checkpoints go; an earlier run's are set aside
-  --resume_from_checkpoint true go on from the last checkpoint in output_dir (or name a checkpoint's folder)
+TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           for the model, curve, tables and checkpoints; an earlier run's are set aside
+  --resume_from_checkpoint true resume from the last checkpoint in output_dir (or name a checkpoint's folder)
 
 exit code: 0 done, 1 out of memory, 2 something given is wrong, 130 stopped by Ctrl-C (with a checkpoint)"""
 EVAL = f"""{OVERRIDES}  --model_name_or_path FOLDER   a trained model: the output_dir of its run
@@ -25,6 +25,9 @@ EVAL = f"""{OVERRIDES}  --model_name_or_path FOLDER   a trained model: the outpu
   --heldout_generations K       with K samples of each
 
 exit code: 0 done, 2 something given is wrong"""
+
+
+COMMANDS = ("train", "eval", "memory", "report", "fields")
 
 
 def build_parser() -> argparse.ArgumentParser:

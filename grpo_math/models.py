@@ -174,7 +174,7 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
     if quantization is not None:
         kwargs["quantization_config"] = quantization
     try:
-        with _out_of_memory_said():
+        with _out_of_memory_raised():
             model = create_model_from_path(
                 source,
                 revision=model_args.model_revision,
@@ -191,7 +191,7 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
 
 
 @contextlib.contextmanager
-def _out_of_memory_said() -> Iterator[None]:
+def _out_of_memory_raised() -> Iterator[None]:
     """Raises out of memory as such where transformers only reports it: while it quantizes the weights that it loads."""
     reports: list[str] = []
 

@@ -1,31 +1,33 @@
-"""Private names of other libraries that this package overrides, reads, sets or patches: what an upgrade can break.
+"""Private names of other libraries that this package overrides, reads or sets: what an upgrade can break.
 
-A test checks that each name still exists in its owner, and that the package uses no other. `grpo_math/memory/patches.py`
-has the list of what the memory prediction patches.
+Library -> `module:name`. `grpo_math/memory/patches.py` has the same list of what the memory prediction patches. A test
+checks that each name still exists, and that the package uses no other.
 """
 
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
-    "trl.GRPOTrainer": (
+    "trl": (
         # overridden
-        "_calculate_rewards",
-        "_compute_loss",
-        "_generate_and_score_completions",
-        "_generate_single_turn",
-        "_get_per_token_logps_and_entropies",
-        "_load_optimizer_and_scheduler",
-        "_prepare_inputs",
-        "_save_checkpoint",
+        "trl:GRPOTrainer._calculate_rewards",
+        "trl:GRPOTrainer._compute_loss",
+        "trl:GRPOTrainer._generate_and_score_completions",
+        "trl:GRPOTrainer._generate_single_turn",
+        "trl:GRPOTrainer._get_per_token_logps_and_entropies",
+        "trl:GRPOTrainer._load_optimizer_and_scheduler",
+        "trl:GRPOTrainer._prepare_inputs",
+        "trl:GRPOTrainer._save_checkpoint",
         # read
-        "_entropy_bonus_enabled",
-        "_get_output_dir",
-        "_is_vlm",
-        "_step",
+        "trl:GRPOTrainer._entropy_bonus_enabled",
+        "trl:GRPOTrainer._get_output_dir",
+        "trl:GRPOTrainer._is_vlm",
+        "trl:GRPOTrainer._step",
         # changed
-        "_buffered_inputs",
-        "_logs",
-        "_metrics",
+        "trl:GRPOTrainer._buffered_inputs",
+        "trl:GRPOTrainer._logs",
+        "trl:GRPOTrainer._metrics",
     ),
-    "transformers.generation.GenerationMixin": ("_update_model_kwargs_for_generation",),
-    "transformers.PreTrainedConfig": ("_name_or_path",),
-    "torch.ops.mkldnn": ("_is_mkldnn_bf16_supported",),
+    "transformers": (
+        "transformers:GenerationMixin._update_model_kwargs_for_generation",
+        "transformers:PreTrainedConfig._name_or_path",
+    ),
+    "torch": ("torch.ops:mkldnn._is_mkldnn_bf16_supported",),
 }

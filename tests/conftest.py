@@ -54,6 +54,13 @@ def gsm8k_folder(tmp_path):
     return folder
 
 
+def run(recipe, folder, *overrides):
+    """`grpo-math train RECIPE --output_dir FOLDER ...` in this process; its exit code."""
+    from grpo_math import cli
+
+    return cli.main(["train", str(recipe), "--output_dir", str(folder), "--disable_tqdm", "true", *overrides])
+
+
 @pytest.fixture
 def tiny_recipe():
     return ROOT / "recipes" / "countdown_tiny.yaml"

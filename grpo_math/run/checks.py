@@ -77,14 +77,14 @@ def check_reporters(recipe: Recipe) -> None:
             INTEGRATION_TO_CALLBACK[name]()
         except (RuntimeError, ImportError) as error:
             raise RecipeError(f"{recipe.place('report_to')}: report_to: {name}: {error}") from error
-        if name == "wandb" and not _wandb_is_ready():
+        if name == "wandb" and not wandb_is_ready():
             raise RecipeError(
                 f"{recipe.place('report_to')}: report_to: wandb: there is no login on this machine. Run `wandb login` or set "
                 "WANDB_API_KEY; or set WANDB_MODE=offline, which keeps the figures here; or report_to: none"
             )
 
 
-def _wandb_is_ready() -> bool:
+def wandb_is_ready() -> bool:
     import wandb
 
     # Where `wandb.login` looks, without its call to the server

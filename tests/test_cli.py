@@ -1,0 +1,49 @@
+"""The commands explain themselves, and say what is wrong with their words."""
+
+import os
+
+import pytest
+
+from grpo_math import cli
+
+
+def test_commands_explain_themselves(capsys, tmp_path):
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    assert cli.main(["trian"]) == 2
+    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
+    assert cli.main(["fields", "num_generations_eval"]) == 0
+    assert "num_generations_eval: int | None   (GRPOMathConfig)" in capsys.readouterr().out
+    assert cli.main(["fields", "learning_rat_"]) == 2
+    assert "no field has 'learning_rat_' in its name or help; did you mean learning_rate?" in capsys.readouterr().err
+    assert cli.main(["report", os.devnull]) == 2
+    (tmp_path / "metrics.jsonl").write_text("not json\n{}\n")
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "metrics.jsonl, line 1 is not JSON" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path), "--json"]) == 2
+    for name, content in {"metrics.jsonl": '{"reward": 1}\n', "summary.json": "[]"}.items():
+        (tmp_path / name).write_text(content)
+        assert cli.main(["report", str(tmp_path)]) == 2
+        assert "contains a malformed run file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("train", ["grpo-math train RECIPE", "--resume_from_checkpoint", "130"]),
+        ("eval", ["grpo-math eval RECIPE", "--model_name_or_path FOLDER", "heldout_size"]),
+        (
+            "memory",
+            ["--vram GIB", "--prompt_length TOKENS", "--solve", "--measure", "--json", "0 it fits", "1 it does not"],
+        ),
+        ("report", ["grpo-math report FOLDER", "reward_curve.png"]),
+        ("fields", ["grpo-math fields [TEXT]"]),
+    ],
+)
+def test_each_command_explains_its_options(capsys, command, says):
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in says)
+    if command != "fields":
+        assert cli.main([command]) == 2
+        assert f"usage: grpo-math {command}" in capsys.readouterr().err

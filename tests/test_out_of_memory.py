@@ -1,0 +1,89 @@
+"""Out of memory in a run: the phase is named, a checkpoint is kept, and the printed commands go on from it."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from conftest import run
+
+from grpo_math import cli
+from grpo_math.recipe import load_recipe
+from grpo_math.run import heldout
+from grpo_math.trainer import GRPOMathTrainer
+
+pytestmark = pytest.mark.usefixtures("no_local_data")
+
+
+def fail_at(monkeypatch, name, step):
+    """Makes the trainer's method `name` run out of memory once `step` steps are done."""
+    method = getattr(GRPOMathTrainer, name)
+
+    def failing(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.16 GiB.\nGPU 0 has ...")
+        return method(self, *args, **kwargs)
+
+    failing.__name__ = failing.__qualname__ = name
+    failing.__code__ = failing.__code__.replace(co_name=name)
+    monkeypatch.setattr(GRPOMathTrainer, name, failing)
+
+
+def memory_command(printed):
+    """The `grpo-math memory` command among what was printed, as its parser reads it, with its recipe loaded."""
+    (line,) = [line for line in printed.splitlines() if line.strip().startswith("grpo-math memory ")]
+    args, overrides = cli.build_parser().parse_known_args(shlex.split(line)[1:])
+    return args, load_recipe(args.recipe, overrides)
+
+
+@pytest.mark.parametrize(("name", "phase"), [("training_step", "training"), ("_generate_single_turn", "generation")])
+def test_a_checkpoint_is_left_and_the_commands_go_on(tiny_recipe, tmp_path, capsys, monkeypatch, name, phase):
+    with monkeypatch.context() as patched:
+        fail_at(patched, name, 3)
+        code = run(tiny_recipe, tmp_path, "--max_steps", "6", "--heldout_size", "0")
+    assert code == 1
+    printed = capsys.readouterr().err
+    assert f"Out of memory in the phase {phase}" in printed
+    assert "Tried to allocate 1.16 GiB" in printed
+    assert str(tmp_path / "checkpoint-3") in printed
+    assert f"accelerate launch {tmp_path / 'recipe.yaml'} --resume_from_checkpoint true --field value" in printed
+    args, recipe = memory_command(printed)
+    assert args.recipe == str(tmp_path / "recipe.yaml")
+    assert args.prompt_length > 1
+    assert recipe.training.max_steps == 6
+    # The run goes on from there
+    resumed = ["--max_steps", "6", "--heldout_size", "0", "--resume_from_checkpoint", "true"]
+    assert run(tiny_recipe, tmp_path, *resumed) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["resumed_at"] == 3
+
+
+def test_right_after_a_resume_the_checkpoint_is_named(tiny_recipe, tmp_path, capsys, monkeypatch):
+    words = ["--max_steps", "2", "--save_steps", "1", "--heldout_size", "2", "--learning_rate", "1e-4"]
+    assert run(tiny_recipe, tmp_path, *words) == 0
+    (tmp_path / "checkpoint-2").rename(tmp_path / "gone")
+
+    def measure(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(heldout, "measure", measure)
+    (tmp_path / "heldout_before.json").unlink()
+    assert run(tiny_recipe, tmp_path, *words, "--resume_from_checkpoint", "true") == 1
+    printed = capsys.readouterr().err
+    assert "in the phase held-out" in printed
+    assert f"{tmp_path / 'checkpoint-1'} still holds the run" in printed
+    assert f"accelerate launch {tiny_recipe} " in printed
+    assert printed.count("--resume_from_checkpoint true") == 1
+    args, recipe = memory_command(printed)
+    assert args.recipe == str(tiny_recipe)
+    assert recipe.training.learning_rate == 1e-4
+    assert not recipe.training.resume_from_checkpoint
+
+
+def test_before_the_first_step_there_is_nothing_to_save(tiny_recipe, tmp_path, capsys, monkeypatch):
+    fail_at(monkeypatch, "training_step", 0)
+    assert run(tiny_recipe, tmp_path, "--max_steps", "2", "--heldout_size", "0") == 1
+    printed = capsys.readouterr().err
+    assert "there is nothing to save" in printed
+    assert "accelerate launch" not in printed
+    assert memory_command(printed)[1].training.max_steps == 2
+    assert not list(tmp_path.glob("checkpoint-*"))
