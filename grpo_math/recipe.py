@@ -1,6 +1,7 @@
 """A recipe: one flat YAML file in TRL's own vocabulary that is at the same time a launchable Python script.
 
-The keys are the fields of `TaskConfig`, `GRPOMathConfig` (TRL's `GRPOConfig` and ours) and TRL's `ModelConfig`. Two lines
+The keys are the fields of the task's settings (`TaskConfig`, `CountdownConfig`), of `GRPOMathConfig` (TRL's `GRPOConfig`
+and ours) and of TRL's `ModelConfig`. Two lines
 make a recipe launchable, `accelerate launch recipes/countdown_tiny.yaml --max_steps 10`:
 
     launch: r\"\"\"
@@ -29,7 +30,7 @@ from typing import Any, Literal
 
 import yaml
 
-from grpo_math.errors import RecipeError, nearest
+from grpo_math.errors import RecipeError, TaskError, nearest
 
 LAUNCH_KEY = "launch"
 LAUNCH_HEAD = 'launch: r"""'
@@ -67,13 +68,13 @@ class Recipe:
 
 
 def config_classes() -> tuple[type, ...]:
-    """The dataclasses whose fields are a recipe's keys."""
+    """The dataclasses whose fields are a recipe's keys: those of all tasks, of training and of the model."""
     from trl import ModelConfig
 
-    from grpo_math.tasks.base import TaskConfig
+    from grpo_math import tasks
     from grpo_math.trainer import GRPOMathConfig
 
-    return TaskConfig, GRPOMathConfig, ModelConfig
+    return *tasks.config_classes(), GRPOMathConfig, ModelConfig
 
 
 # Fields that TRL types as plain text and describes in prose. (Fields that are enums or literals speak for themselves.)
@@ -89,7 +90,10 @@ CHOICES: dict[str, tuple] = {
 
 
 def fields() -> dict[str, tuple[type, dataclasses.Field, Any]]:
-    """Every key a recipe may have: name -> (dataclass, field, type)."""
+    """Every key a recipe may have: name -> (dataclass, field, type).
+
+    An inherited field counts for the class that comes first in `config_classes`: `task` is a field of `TaskConfig`.
+    """
     known = {}
     for cls in config_classes():
         hints = typing.get_type_hints(cls)
@@ -387,6 +391,33 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
             )
 
 
+def task_class(values: dict[str, Any], overrides: frozenset[str], path: str | Path) -> type:
+    """The settings class of the recipe's task.
+
+    Raises:
+        RecipeError: for an unknown task, or a field that only another task has.
+    """
+    from grpo_math import tasks
+
+    name = values.get("task", tasks.TaskConfig.task)
+    try:
+        cls = tasks.config_class(name)
+    except TaskError as error:
+        raise RecipeError(f"{_place(['task'], overrides, path)}: {error}") from error
+
+    def has(task: type, key: str) -> bool:
+        return key in {field.name for field in dataclasses.fields(task)}
+
+    for key, value in values.items():
+        others = [task for task in tasks.TASKS if has(tasks.config_class(task), key)]
+        if others and not has(cls, key):
+            raise RecipeError(
+                f"{_place([key], overrides, path)}: {key}: {value} has no effect with task {name}: leave it out, or set "
+                f"task: {' or '.join(others)}"
+            )
+    return cls
+
+
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +442,7 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
     overrides = frozenset(parse_overrides(argv))
     check_ranges(values, overrides, path)
     check_adapter(values, overrides, path)
+    task_settings = task_class(values, overrides, path)
     cpu = planned or values.get("use_cpu", not _has_accelerator())
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # worker processes of the launcher then meet over gloo
@@ -442,9 +474,12 @@ def load_recipe(path: str | Path, argv: typing.Sequence[str] = (), planned: bool
     settings.update(dtype=precision.dtype, bf16=precision.bf16, fp16=precision.fp16)
 
     known, parts = fields(), []
-    for cls in config_classes():
+    *_, training_settings, model_settings = config_classes()
+    of_task = {field.name for field in dataclasses.fields(task_settings)}
+    for cls in (task_settings, training_settings, model_settings):
+        names = of_task if cls is task_settings else {name for name, (owner, *_) in known.items() if owner is cls}
         try:
-            parts.append(cls(**{name: value for name, value in settings.items() if known[name][0] is cls}))
+            parts.append(cls(**{name: value for name, value in settings.items() if name in names}))
         except (ValueError, TypeError, OSError, ImportError) as error:
             # The messages name the fields that they are about
             place = _place(re.findall(r"\w+", str(error)), overrides, path)
