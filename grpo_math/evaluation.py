@@ -12,16 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import evaluate
 import torch
 from accelerate.utils import gather_object
-from datasets import Features, Value
 from tqdm.auto import tqdm
 from transformers import StoppingCriteriaList, StopStringCriteria
 from trl.data_utils import is_conversational
 
 from grpo_math.decoding import decode
-from grpo_math.rewards import gsm8k_accuracy
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
 
@@ -79,26 +76,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"0 <= c <= n and 1 <= k <= n are needed, not n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-class MathAccuracy(evaluate.Metric):
-    """GSM8K accuracy as a metric of the `evaluate` library, by the rules of `grpo_math.rewards.gsm8k_accuracy`.
-
-    >>> MathAccuracy().compute(predictions=["so #### 18", "so #### 9"], references=["18", "18"])["accuracy"]
-    0.5
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of completions whose final stated answer equals the gold number exactly.",
-            citation="Cobbe et al. 2021, arXiv 2110.14168",
-            features=Features({"predictions": Value("string"), "references": Value("string")}),
-        )
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        scores = gsm8k_accuracy(completions=list(predictions), answer=list(references))
-        accuracy = wilson(sum(score or 0.0 for score in scores) / len(scores), len(scores))
-        return {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
 
 
 @dataclass
