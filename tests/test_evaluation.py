@@ -26,7 +26,7 @@ def test_an_interval_always_holds_its_value():
 
 
 @pytest.mark.parametrize(("value", "n"), [(1.2, 5), (-0.1, 5), (0.5, 0)])
-def test_wilson_refuses_what_is_no_share(value, n):
+def test_wilson_rejects_values_outside_a_share(value, n):
     with pytest.raises(ValueError, match="share"):
         wilson(value, n)
 

@@ -252,7 +252,7 @@ def test_an_own_task_brings_recipe_fields_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "parity", parity)
     path = write(tmp_path, "task: parity\nparity_max: 5\nheldout_size: 7\n")
     assert load_recipe(path).task == ParityConfig(task="parity", parity_max=5, heldout_size=7)
-    with pytest.raises(RecipeError, match="parity_max: 5 has no effect with task countdown: .* set task: parity$"):
+    with pytest.raises(RecipeError, match=r"parity_max: 5 has no effect with task countdown: .* set task: parity$"):
         load_recipe(path, ["--task", "countdown"])
 
 
