@@ -1,7 +1,7 @@
 """Accuracy on held-out problems, with confidence intervals: sampled pass@1, pass@k, greedy.
 
-A figure is only worth printing with its uncertainty: sampled completions of one problem are not independent, so the
-interval of the sampled accuracy is that of the mean over problems.
+Sampled completions of one problem are not independent, so the interval of the sampled accuracy is that of the mean over
+problems.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import evaluate
 import torch
 from accelerate.utils import gather_object
-from datasets import Features, Value
 from tqdm.auto import tqdm
 from transformers import StoppingCriteriaList, StopStringCriteria
 from trl.data_utils import is_conversational
 
 from grpo_math.decoding import decode
-from grpo_math.rewards import gsm8k_accuracy
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
 
@@ -50,7 +47,7 @@ def wilson(value: float, n: float) -> Interval:
         raise ValueError(f"a share in [0, 1] of n > 0 trials is needed, not value={value}, n={n}")
     centre = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(value * (1 - value) / n + Z95**2 / (4 * n**2))
-    # At 0 and 1 the bounds are the share itself; round-off must not push them past it.
+    # At 0 and 1 a bound equals the share; round-off must not push it past.
     return Interval(value, min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half)))
 
 
@@ -79,26 +76,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"0 <= c <= n and 1 <= k <= n are needed, not n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-class MathAccuracy(evaluate.Metric):
-    """GSM8K accuracy as a metric of the `evaluate` library, by the rules of `grpo_math.rewards.gsm8k_accuracy`.
-
-    >>> MathAccuracy().compute(predictions=["so #### 18", "so #### 9"], references=["18", "18"])["accuracy"]
-    0.5
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of completions whose final stated answer equals the gold number exactly.",
-            citation="Cobbe et al. 2021, arXiv 2110.14168",
-            features=Features({"predictions": Value("string"), "references": Value("string")}),
-        )
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        scores = gsm8k_accuracy(completions=list(predictions), answer=list(references))
-        accuracy = wilson(sum(score or 0.0 for score in scores) / len(scores), len(scores))
-        return {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
 
 
 @dataclass
@@ -160,7 +137,7 @@ def prompt_ids(
 
 
 def sampling_of(args: Any) -> dict[str, Any]:
-    """What TRL sets when it samples for training, so that the policy that is measured is the one that is trained."""
+    """The sampling settings of TRL's training, so that the measured policy is the trained one."""
     return {
         "temperature": args.temperature,
         "top_p": args.top_p,
@@ -172,7 +149,7 @@ def sampling_of(args: Any) -> dict[str, Any]:
 
 
 def _can_write(tokenizer: Any, text: str) -> bool:
-    """Whether tokens of the tokenizer can spell a text, here inside another word, as `StopStringCriteria` looks for it."""
+    """Whether the tokenizer can write a text inside another word, where `StopStringCriteria` looks for it."""
     written = f"abcdef{text}"
     return written in tokenizer.decode(tokenizer(text=written, add_special_tokens=False)["input_ids"])
 
@@ -204,8 +181,8 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     texts = [""] * len(ids)
     device = next(model.parameters()).device
-    # A tokenizer of words or bytes that drops white space or punctuation cannot write such a mark, and transformers'
-    # criterion fails on it. The completions are then longer, not other: what follows the mark is never read.
+    # transformers' criterion fails on a text that the tokenizer cannot write, such as white space in a word tokenizer.
+    # Leaving the text out only makes completions longer: what follows it is never read.
     stop_strings = [text for text in stop_strings if _can_write(tokenizer, text)]
     criteria = [StopStringCriteria(tokenizer, stop_strings)] if stop_strings else []
     for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
@@ -243,7 +220,7 @@ def measure(
 ) -> Accuracy:
     """Accuracy on held-out rows, sampled and greedy.
 
-    The random state of the caller is left as it was: measuring does not change a training run.
+    The caller's random state is kept: measuring does not change a training run.
 
     Args:
         model: the policy (unwrapped).
@@ -255,10 +232,10 @@ def measure(
         batch_size: completions generated at once.
         seed: of the sampling.
         max_new_tokens: longest completion.
-        sampling: `temperature`, `top_p`, `top_k`, `repetition_penalty`, ... of the training run; what is not given here
-            comes from the model's own generation_config, so give what training overrides.
+        sampling: `temperature`, `top_p`, `top_k`, `repetition_penalty`, ... of the training run. The
+            model's generation_config supplies the rest, so give what training overrides.
         chat_template_kwargs: arguments of the chat template.
-        stop_strings: what follows one of these in a completion is not read, so it may end there.
+        stop_strings: a completion may end after one of these, since the rest is not read.
         process: this process's rank and the number of processes; rows are shared out and gathered.
         label: shown on the progress bars.
     """
@@ -282,7 +259,7 @@ def measure(
             **shared,
             **sampling,
         )
-        # Greedy is the same distribution's mode: a repetition penalty stays, what only shapes sampling goes.
+        # Greedy decoding keeps the repetition penalty, which shapes the distribution, and drops what only shapes sampling.
         unused = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
         greedy = generate(
             model, tokenizer, ids, do_sample=False, progress=progress("greedy"), **shared, **{**sampling, **unused}

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from grpo_math.tasks import countdown
-from grpo_math.tasks.base import TaskConfig
+from grpo_math.tasks.countdown_problems import CountdownConfig, solve
 
 BUILTIN_TINY = "builtin/countdown-tiny"
 
@@ -60,9 +60,9 @@ TINY_WARMUP = dict(steps=350, batch_size=64, learning_rate=3e-3, right_share=0.3
 _TINY_VERSION = 4  # to be raised with any change to how the model is made: caches are kept by it
 
 
-def tiny_task_config(**overrides) -> TaskConfig:
+def tiny_task_config(**overrides) -> CountdownConfig:
     """The task settings that the tiny model was made for."""
-    return TaskConfig(**{**TINY_TASK, **overrides})
+    return CountdownConfig(**{**TINY_TASK, **overrides})
 
 
 def cache_folder() -> Path:
@@ -172,7 +172,7 @@ def _embed_numbers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def _warmup_line(row: dict, rng: random.Random) -> tuple[str, str]:
     a, b = rng.sample(row["nums"], 2)
     if rng.random() < TINY_WARMUP["right_share"]:
-        expression = countdown.solve(row["nums"], row["target"], TINY_TASK["countdown_operators"])
+        expression = solve(row["nums"], row["target"], TINY_TASK["countdown_operators"])
     else:
         expression = f"{a} {rng.choice(TINY_TASK['countdown_operators'])} {b}"
     return countdown.compact_text(row), f"<answer> {expression} </answer>"

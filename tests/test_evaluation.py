@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grpo_math import tiny_model
-from grpo_math.evaluation import MathAccuracy, clustered, generate, measure, pass_at_k, prompt_ids, wilson
+from grpo_math.evaluation import clustered, generate, measure, pass_at_k, prompt_ids, wilson
 from grpo_math.tasks import load_problems, resolve_rewards
 
 
@@ -26,7 +26,7 @@ def test_an_interval_always_holds_its_value():
 
 
 @pytest.mark.parametrize(("value", "n"), [(1.2, 5), (-0.1, 5), (0.5, 0)])
-def test_wilson_refuses_what_is_no_share(value, n):
+def test_wilson_rejects_values_outside_a_share(value, n):
     with pytest.raises(ValueError, match="share"):
         wilson(value, n)
 
@@ -57,13 +57,6 @@ def test_pass_at_k_equals_counting_subsets():
         assert pass_at_k(5, 2, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
     with pytest.raises(ValueError, match="k"):
         pass_at_k(3, 1, 4)
-
-
-def test_the_evaluate_metric_scores_by_the_rewards_rules():
-    predictions = ["First 20. #### 18", "The answer is 1,450.", "18 or 20", "\\boxed{7}"]
-    result = MathAccuracy().compute(predictions=predictions, references=["18", "1450", "18", "8"])
-    assert result["accuracy"] == 0.5
-    assert result["low"] < 0.5 < result["high"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """A recipe is valid YAML, a Python script and nothing but known fields; what is wrong in it is said before anything loads."""
 
 import ast
+import dataclasses
+import types
 import typing
 
 import pytest
@@ -10,6 +12,7 @@ from conftest import RECIPES, ROOT
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import dump, fields, load_recipe, read_yaml, schema
 from grpo_math.recipe.sources import checked_values
+from grpo_math.tasks import TASKS, TaskConfig
 
 ids = [path.stem for path in RECIPES]
 
@@ -209,6 +212,50 @@ def test_a_recipes_adapter_can_be_switched_off_and_the_dumped_recipe_loads(tmp_p
         load_recipe(write(tmp_path, "lora_r: 8\n"))
 
 
+def test_the_settings_class_is_that_of_the_recipes_task(tiny_recipe):
+    countdown = load_recipe(tiny_recipe).task
+    assert (type(countdown).__name__, countdown.countdown_max) == ("CountdownConfig", 50)
+    gsm8k = load_recipe(ROOT / "recipes" / "gsm8k.yaml").task
+    assert type(gsm8k).__name__ == "TaskConfig"
+    assert not hasattr(gsm8k, "countdown_max")
+
+
+@pytest.mark.parametrize("text", ["task: gsm8k\n", ""])
+def test_a_field_of_another_task_is_rejected(tmp_path, text):
+    path = write(tmp_path, f"{text}countdown_min: 5\n")
+    fix = "countdown_min: 5 has no effect with task gsm8k: leave it out, or set task: countdown"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value) == f"{path}: {fix}"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(ROOT / "recipes" / "gsm8k.yaml", ["--countdown_min", "5"])
+    assert str(caught.value) == f"command line: {fix}"
+    assert load_recipe(path, ["--task", "countdown"]).task.countdown_min == 5
+
+
+def test_unknown_task_is_rejected_with_its_place(tmp_path, tiny_recipe):
+    says = r"task: 'gsm9k' is not known; did you mean gsm8k\? \(choices: gsm8k, countdown\)"
+    with pytest.raises(RecipeError, match=f"^command line: {says}$"):
+        load_recipe(tiny_recipe, ["--task", "gsm9k"])
+    path = write(tmp_path, "task: gsm9k\n")
+    with pytest.raises(RecipeError, match=f"^{path}: {says}$"):
+        load_recipe(path, ["--max_steps", "3"])
+
+
+def test_an_own_task_brings_recipe_fields_of_its_own(tmp_path, monkeypatch):
+    @dataclasses.dataclass
+    class ParityConfig(TaskConfig):
+        parity_max: int = 9
+
+    parity = types.ModuleType("parity")
+    parity.CONFIG = ParityConfig
+    monkeypatch.setitem(TASKS, "parity", parity)
+    path = write(tmp_path, "task: parity\nparity_max: 5\nheldout_size: 7\n")
+    assert load_recipe(path).task == ParityConfig(task="parity", parity_max=5, heldout_size=7)
+    with pytest.raises(RecipeError, match=r"parity_max: 5 has no effect with task countdown: .* set task: parity$"):
+        load_recipe(path, ["--task", "countdown"])
+
+
 def test_one_target_module_is_a_name_and_not_a_pattern(tiny_recipe):
     def targets(*words):
         return load_recipe(tiny_recipe, ["--use_peft", "--lora_target_modules", *words]).model.lora_target_modules
@@ -264,15 +311,23 @@ def test_choices_are_those_of_trl():
 
 
 def test_no_field_belongs_to_two_classes():
-    import dataclasses
-
-    names = [f.name for cls in schema.config_classes() for f in dataclasses.fields(cls) if f.init]
+    classes = schema.config_classes()
+    names = []
+    for cls in classes:
+        inherited = {f.name for base in cls.__bases__ if base in classes for f in dataclasses.fields(base)}
+        names += [f.name for f in dataclasses.fields(cls) if f.init and f.name not in inherited]
     assert len(names) == len(set(names))
 
 
-def test_every_default_passes_its_own_check():
-    import dataclasses
+def test_a_field_is_owned_by_the_class_that_brings_it():
+    owners = {name: cls.__name__ for name, (cls, *_) in fields().items()}
+    assert owners["task"] == owners["heldout_size"] == "TaskConfig"
+    assert {owner for name, owner in owners.items() if name.startswith("countdown_")} == {"CountdownConfig"}
+    assert owners["dynamic_sampling"] == owners["learning_rate"] == "GRPOMathConfig"
+    assert owners["lora_r"] == "ModelConfig"
 
+
+def test_every_default_passes_its_own_check():
     for name, (_, field, hint) in fields().items():
         if field.default is not dataclasses.MISSING and name not in ("parallelism_config",):
             default = field.default.value if hasattr(field.default, "value") else field.default

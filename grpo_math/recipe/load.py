@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_math.errors import RecipeError, nearest
+from grpo_math.errors import RecipeError, TaskError, nearest
 from grpo_math.recipe.schema import COMMAND_LINE, check_ranges, config_classes, fields, place_of
 from grpo_math.recipe.sources import checked_values, parse_overrides
 
@@ -79,6 +80,33 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
             )
 
 
+def task_class(values: dict[str, Any], overrides: frozenset[str], path: str | Path) -> type:
+    """The settings class of the recipe's task.
+
+    Raises:
+        RecipeError: for an unknown task, or a field that only another task has.
+    """
+    from grpo_math import tasks
+
+    name = values.get("task", tasks.TaskConfig.task)
+    try:
+        cls = tasks.config_class(name)
+    except TaskError as error:
+        raise RecipeError(f"{place_of(['task'], overrides, path)}: {error}") from error
+
+    def has(task: type, key: str) -> bool:
+        return key in {field.name for field in dataclasses.fields(task)}
+
+    for key, value in values.items():
+        others = [task for task in tasks.TASKS if has(tasks.config_class(task), key)]
+        if others and not has(cls, key):
+            raise RecipeError(
+                f"{place_of([key], overrides, path)}: {key}: {value} has no effect with task {name}: leave it out, or set "
+                f"task: {' or '.join(others)}"
+            )
+    return cls
+
+
 def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = False) -> Recipe:
     """Read, check and build a recipe.
 
@@ -100,6 +128,7 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
     overrides = frozenset(parse_overrides(argv))
     check_ranges(values, overrides, path)
     check_adapter(values, overrides, path)
+    task_settings = task_class(values, overrides, path)
     cpu = planned or values.get("use_cpu", not _has_accelerator())
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # worker processes of the launcher then meet over gloo
@@ -131,9 +160,12 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
     settings.update(dtype=precision.dtype, bf16=precision.bf16, fp16=precision.fp16)
 
     known, parts = fields(), []
-    for cls in config_classes():
+    *_, training_settings, model_settings = config_classes()
+    of_task = {field.name for field in dataclasses.fields(task_settings)}
+    for cls in (task_settings, training_settings, model_settings):
+        names = of_task if cls is task_settings else {name for name, (owner, *_) in known.items() if owner is cls}
         try:
-            parts.append(cls(**{name: value for name, value in settings.items() if known[name][0] is cls}))
+            parts.append(cls(**{name: value for name, value in settings.items() if name in names}))
         except (ValueError, TypeError, OSError, ImportError) as error:
             # The messages name the fields that they are about
             place = place_of(re.findall(r"\w+", str(error)), overrides, path)

@@ -25,13 +25,13 @@ COMMAND_LINE = "command line"
 
 
 def config_classes() -> tuple[type, ...]:
-    """The dataclasses whose fields are a recipe's keys."""
+    """The dataclasses whose fields are a recipe's keys: those of all tasks, of training and of the model."""
     from trl import ModelConfig
 
-    from grpo_math.tasks.base import TaskConfig
+    from grpo_math import tasks
     from grpo_math.trainer import GRPOMathConfig
 
-    return TaskConfig, GRPOMathConfig, ModelConfig
+    return *tasks.config_classes(), GRPOMathConfig, ModelConfig
 
 
 # Fields that TRL types as plain text and describes in prose. (Fields that are enums or literals speak for themselves.)
@@ -47,7 +47,10 @@ CHOICES: dict[str, tuple] = {
 
 
 def fields() -> dict[str, tuple[type, dataclasses.Field, Any]]:
-    """Every key a recipe may have: name -> (dataclass, field, type)."""
+    """Every key a recipe may have: name -> (dataclass, field, type).
+
+    An inherited field counts for the class that comes first in `config_classes`: `task` is a field of `TaskConfig`.
+    """
     known = {}
     for cls in config_classes():
         hints = typing.get_type_hints(cls)

@@ -1,7 +1,7 @@
 """Where a recipe's values come from: a YAML file that is at the same time a Python script, and the command line.
 
-The keys are the fields of `TaskConfig`, `GRPOMathConfig` (TRL's `GRPOConfig` and ours) and TRL's `ModelConfig`. Two lines
-make a recipe launchable, `accelerate launch recipes/countdown_tiny.yaml --max_steps 10`:
+The keys are the fields of the task's settings (`TaskConfig`, `CountdownConfig`), of `GRPOMathConfig` (TRL's `GRPOConfig`
+and ours) and of TRL's `ModelConfig`. Two lines make a recipe launchable, `accelerate launch recipes/X.yaml --max_steps 10`:
 
     launch: r\"\"\"
     model_name_or_path: builtin/countdown-tiny

@@ -1,11 +1,16 @@
-"""The math tasks: rows -> prompts and the columns that rewards see. A task is one module and one line in `TASKS`."""
+"""The math tasks: rows -> prompts and the columns that rewards see.
+
+A task is a module with the names that `grpo_math.tasks.base` lists, and an entry in `TASKS`. A script may add its own:
+
+    import my_task
+    from grpo_math.tasks import TASKS
+
+    TASKS["my_task"] = my_task
+"""
 
 from __future__ import annotations
 
-import importlib
-import os
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,18 +18,39 @@ from typing import Any
 
 from grpo_math.errors import TaskError, nearest
 from grpo_math.tasks import countdown, gsm8k
-from grpo_math.tasks.base import PLAIN_STOP, TaskConfig, build_prompt
+from grpo_math.tasks.base import TaskConfig, build_prompt
+from grpo_math.tasks.rewards import UpToNextProblem, resolve_reward
 
-__all__ = ["TASKS", "Problems", "TaskConfig", "TaskError", "get_task", "load_problems", "resolve_rewards"]
+__all__ = [
+    "TASKS",
+    "Problems",
+    "TaskConfig",
+    "UpToNextProblem",
+    "config_class",
+    "config_classes",
+    "get_task",
+    "load_problems",
+    "resolve_rewards",
+]
 
 TASKS: dict[str, ModuleType] = {"gsm8k": gsm8k, "countdown": countdown}
 
 
 def get_task(name: str) -> ModuleType:
-    """The task's module. Raises TaskError with the known names."""
+    """The task's module. Raises TaskError for an unknown name, with the known names."""
     if name not in TASKS:
         raise TaskError(f"task: {name!r} is not known{nearest(name, TASKS)} (choices: {', '.join(TASKS)})")
     return TASKS[name]
+
+
+def config_class(name: str) -> type[TaskConfig]:
+    """The settings class of a task: its module's `CONFIG`, else `TaskConfig`. Raises TaskError for an unknown name."""
+    return getattr(get_task(name), "CONFIG", TaskConfig)
+
+
+def config_classes() -> tuple[type[TaskConfig], ...]:
+    """The settings classes of all tasks, each once, `TaskConfig` first."""
+    return tuple(dict.fromkeys([TaskConfig, *map(config_class, TASKS)]))
 
 
 @dataclass
@@ -48,15 +74,18 @@ def load_problems(config: TaskConfig, tokenizer: Any = None) -> Problems:
     """Read and format the rows that a recipe asks for.
 
     Args:
-        config: the task's part of the recipe.
+        config: the task's part of the recipe, an instance of the task's `config_class`.
         tokenizer: the model's; only `prompt_style: think_prefill` needs it.
 
     Raises:
-        TaskError: for rows that cannot be read, are not what the task needs, or are too few.
+        TaskError: for rows that cannot be read, do not suit the task or are too few, and for settings of another task.
     """
     task = get_task(config.task)
+    needed = config_class(config.task)
+    if not isinstance(config, needed):
+        raise TaskError(f"task: {config.task} needs the settings {needed.__name__}, not {type(config).__name__}")
     if config.prompt_style == "compact" and not hasattr(task, "compact_text"):
-        raise TaskError(f"prompt_style: compact is not defined for task {config.task}; it is for the tiny model")
+        raise TaskError(f"prompt_style: compact is not defined for task {config.task}; choose another style")
     if config.prompt_style == "compact" and config.fewshot:
         raise TaskError(
             f"fewshot: {config.fewshot} has no effect with prompt_style: compact, which shows no worked examples"
@@ -92,68 +121,20 @@ def take_examples(task: ModuleType, train: list[dict], config: TaskConfig) -> tu
             used.add(i)
         if len(examples) == config.fewshot:
             return examples, [row for i, row in enumerate(train) if i not in used]
-    raise TaskError(f"fewshot: {config.fewshot} worked examples were asked for, {len(examples)} could be made")
-
-
-# --- rewards ----------------------------------------------------------------------------------------------------------
-
-
-class UpToNextProblem:
-    """A reward function that sees each completion only up to the mark with which a base model starts a new problem.
-
-    Args:
-        reward: the reward function, `f(completions, **columns) -> list[float | None]`.
-    """
-
-    def __init__(self, reward: Callable):
-        self.reward = reward
-        self.__name__ = reward.__name__
-
-    def __call__(self, completions: Sequence[str], **columns) -> list[float | None]:
-        return self.reward(completions=[text.split(PLAIN_STOP, 1)[0] for text in completions], **columns)
+    raise TaskError(
+        f"fewshot: {config.fewshot} is too many: only {len(examples)} training rows give a worked example; ask for fewer"
+    )
 
 
 def resolve_rewards(names: Sequence[str] | None, config: TaskConfig) -> list[Callable]:
-    """Reward names of a recipe -> callables.
+    """The reward functions of a recipe, by their names (see `grpo_math.tasks.rewards.resolve_reward`).
 
     Args:
-        names: short names (functions of `grpo_math.rewards`) or dotted import paths; None for the task's default.
-        config: the task's part of the recipe. The styles `plain` and `compact` ask for no marker, so there a bare
-            answer counts (`allow_bare=True`), and a `plain` completion ends where the next "Problem:" begins.
+        names: short names or dotted import paths; None for the task's default.
+        config: the task's part of the recipe.
 
     Raises:
-        TaskError: for a name that is not known, with those that are.
+        TaskError: for an unknown name, with the known names.
     """
     names = list(names or get_task(config.task).DEFAULT_REWARDS)
-    return [_resolve_reward(name, config.prompt_style) for name in names]
-
-
-def _resolve_reward(name: str, style: str) -> Callable:
-    from grpo_math import rewards
-
-    bare = style in ("plain", "compact")
-    if "." in name:
-        module_name, _, attribute = name.rpartition(".")
-        if os.getcwd() not in sys.path:  # as `trl grpo` does: a module of the user's, beside where the run is started
-            sys.path.insert(0, os.getcwd())
-        try:
-            reward = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise TaskError(f"rewards: {name!r} cannot be imported: {error}") from error
-        if not callable(reward) or not hasattr(reward, "__name__"):
-            raise TaskError(
-                f"rewards: {name!r} is {reward!r}, not a function (callable, with a __name__ to log it under)"
-            )
-    elif bare and f"get_{name}" in vars(rewards):
-        # Whatever way a base model has of stating an answer counts: all markers, and none.
-        forms = {"forms": rewards.COUNTDOWN_FORMS} if name.startswith("countdown") else {}
-        reward = getattr(rewards, f"get_{name}")(allow_bare=True, **forms)
-    elif name in rewards.REWARDS:
-        reward = rewards.REWARDS[name]
-    else:
-        known = ", ".join(rewards.REWARDS)
-        raise TaskError(
-            f"rewards: {name!r} is not known{nearest(name, rewards.REWARDS)} (choices: {known}, or a dotted path such as "
-            "my_module.my_reward)"
-        )
-    return UpToNextProblem(reward) if style == "plain" else reward
+    return [resolve_reward(name, config.prompt_style) for name in names]

@@ -2,12 +2,23 @@
 
 A task is a module with these names (see `countdown.py`, `gsm8k.py`):
 
-    ACCURACY, DEFAULT_REWARDS     names of reward functions: the one that evaluation counts, those a recipe gets by default
-    load_rows(config)             -> (training rows, held-out rows), lists of dicts, disjoint by content
-    problem_text(row)             -> the problem in words
-    ANSWER_NOTE                   what the answer looks like, one sentence for the prompt
-    example(row)                  -> Example for few-shot prompts
-    columns(row)                  -> the columns that the reward functions see
+    ACCURACY                        name of the reward function that evaluation counts
+    DEFAULT_REWARDS                 names of the reward functions that a recipe without `rewards` uses
+    ANSWER_NOTE                     what the answer looks like, one sentence for the prompt
+    load_rows(config)               -> (training rows, held-out rows), lists of dicts, disjoint by content
+    problem_text(row)               -> the problem in words
+    example(row)                    -> Example for few-shot prompts, or None where the row has no worked solution
+    columns(row)                    -> the columns that the reward functions see
+
+and, where the task has them, these:
+
+    CONFIG                          its settings class, a dataclass that inherits from `TaskConfig`; default: `TaskConfig`.
+                                    Its own fields are recipe keys, so their names start with the task's name
+    compact_text(row)               -> the problem in word-level tokens, for `prompt_style: compact`
+    blind_accuracy(heldout, train, config)
+                                    -> accuracy in [0, 1] of the best policy that ignores the target, and how it was found
+
+A row may hold `kind`, the class by which held-out accuracy is broken down.
 """
 
 from __future__ import annotations
@@ -26,7 +37,7 @@ PromptStyle = Literal["think", "think_prefill", "boxed", "hash", "plain", "compa
 
 @dataclass
 class TaskConfig:
-    """The task's part of a recipe: which rows, how they are put to the model, and what is rewarded."""
+    """The task's part of a recipe, as every task has it: which rows, which prompt style, which rewards."""
 
     task: str = field(default="gsm8k", metadata={"help": "Name of the task: gsm8k or countdown."})
     dataset_path: str | None = field(
@@ -38,7 +49,7 @@ class TaskConfig:
     )
     prompt_style: PromptStyle = field(
         default="think",
-        metadata={"help": "How a problem is put to the model: think, think_prefill, boxed, hash, plain or compact."},
+        metadata={"help": "Prompt style of a problem: think, think_prefill, boxed, hash, plain or compact."},
     )
     fewshot: int = field(
         default=0, metadata={"help": "Worked examples in front of each problem, taken from the training rows."}
@@ -52,31 +63,13 @@ class TaskConfig:
     train_size: int | None = field(default=None, metadata={"help": "Train on this many rows at most (default: all)."})
     heldout_size: int = field(
         default=200,
-        metadata={
-            "help": "Rows kept out of training, on which accuracy is measured before and after. 0: no measuring."
-        },
+        metadata={"help": "Rows kept out of training. Accuracy on them is measured before and after. 0: no measuring."},
     )
     heldout_generations: int = field(
         default=4, metadata={"help": "Sampled completions per held-out problem (and one greedy one)."}
     )
     heldout_batch_size: int = field(default=64, metadata={"help": "Completions generated at once when measuring."})
     task_seed: int = field(default=0, metadata={"help": "Seed of the generator, the split and the examples."})
-    countdown_operands: list[int] = field(
-        default_factory=lambda: [3, 4], metadata={"help": "Generator: how many numbers a problem has, 2 to 4."}
-    )
-    countdown_min: int = field(default=1, metadata={"help": "Generator: smallest number."})
-    countdown_max: int = field(default=99, metadata={"help": "Generator: largest number."})
-    countdown_operators: str = field(default="+-*/", metadata={"help": "Generator: operators that solutions use."})
-    countdown_target_min: int = field(default=1, metadata={"help": "Generator: smallest target."})
-    countdown_target_max: int = field(default=100, metadata={"help": "Generator: largest target."})
-    countdown_unique: bool = field(
-        default=False,
-        metadata={"help": "Generator: keep only targets that one combination of operators reaches."},
-    )
-    countdown_balance: Literal["numbers", "classes", "none"] = field(
-        default="none",
-        metadata={"help": "Generator: how solutions are balanced over operators; see grpo_math.tasks.countdown."},
-    )
 
     def __post_init__(self):
         for name in ("fewshot", "heldout_size"):
@@ -125,7 +118,7 @@ def read_rows(
     name, subset = hub
     try:
         rows = load_dataset(name, subset, split=split)
-    except Exception as error:  # datasets raises many types for one fact: the hub could not be read
+    except Exception as error:  # `datasets` raises many types where the hub cannot be read
         raise TaskError(
             f"could not load {name} ({subset or 'default'}, split {split}) through `datasets`: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''} -- offline? Point at a local copy with {wanted}: "
@@ -152,10 +145,10 @@ def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
         raise TaskError(f"{path} is empty: it must hold rows with {wanted}")
     disable_progress_bars()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error below
+    logging.set_verbosity(logging.CRITICAL)  # the error below holds what `datasets` would log
     try:
         rows = load_dataset(kind, data_files=str(path), split="train").to_list()
-    except Exception as error:  # as above: one fact, many exception types
+    except Exception as error:  # `datasets` raises many types where a file cannot be read
         cause = error.__cause__ or error  # `datasets` itself says only that it failed
         reason = (str(cause).splitlines() or [""])[0]
         raise TaskError(f"could not read {path} as {kind} with {wanted}: {type(cause).__name__}: {reason}") from error
@@ -166,23 +159,33 @@ def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
 
 
 def check_columns(row: dict, needed: Sequence[str], place: str) -> None:
-    """Raise TaskError when a row lacks a column, with those that it has."""
-    lacking = [name for name in needed if name not in row]
-    if lacking:
-        raise TaskError(f"{place}: there is no column {', '.join(lacking)}; the row has {', '.join(map(str, row))}")
+    """Raise TaskError for missing columns, with those that the row has."""
+    missing = [name for name in needed if name not in row]
+    if missing:
+        raise TaskError(f"{place}: there is no column {', '.join(missing)}; the row has {', '.join(map(str, row))}")
 
 
 def split_rows(
     rows: list[dict], key: Callable[[dict], Hashable], config: TaskConfig, source: str
 ) -> tuple[list[dict], list[dict]]:
-    """A seeded split into training and held-out rows that share no content: equal keys fall on the same side."""
+    """A seeded split into training and held-out rows that share no content: equal keys fall on the same side.
+
+    Args:
+        rows: the rows of one source.
+        key: the content of a row, by which equal rows are recognised.
+        config: `heldout_size`, `train_size` and `task_seed` count.
+        source: where the rows came from, for messages.
+
+    Raises:
+        TaskError: for no rows, or a `heldout_size` that leaves none for training.
+    """
     if not rows:
         raise TaskError(f"{source} has no rows")
     keys = sorted({key(row) for row in rows}, key=repr)
     random.Random(config.task_seed).shuffle(keys)
     if config.heldout_size >= len(keys):
         raise TaskError(
-            f"heldout_size: {config.heldout_size} leaves nothing to train on, {source} has {len(keys)} distinct rows"
+            f"heldout_size: {config.heldout_size} leaves nothing to train on: {source} has {len(keys)} distinct rows; lower it"
         )
     held_keys = set(keys[: config.heldout_size])
     heldout, train, seen = [], [], set()
@@ -218,12 +221,12 @@ THINK_SYSTEM = (
     "answer inside <answer> and </answer>."
 )
 THINK_PREFILL = "<think>"
-# A base model goes on to write the next problem; what follows this mark is not part of its answer.
+# A base model continues with the next problem. What follows this mark is not part of its answer.
 PLAIN_STOP = "\nProblem:"
 
 
 def style_instruction(style: str) -> str:
-    """The sentence that asks for the style's answer format, appended to the problem."""
+    """The sentence after the problem that asks for the style's answer format."""
     return {
         "think": "Show your work in <think> </think> and give the final answer in <answer> </answer>.",
         "think_prefill": "Show your work in <think> </think> and give the final answer in <answer> </answer>.",
@@ -249,13 +252,13 @@ def build_prompt(
     """A problem as a TRL prompt.
 
     Args:
-        style: `think`, `boxed`, `hash` give a conversation, which TRL renders with the model's chat template;
-            `think_prefill` gives that conversation already rendered to a string that ends in an open `<think>`, since
-            TRL does not continue an assistant turn; `plain` gives a string, "Problem: ... Solution:"; `compact` gives
-            the problem text as it is.
+        style: `think`, `boxed` and `hash` give a conversation, which TRL renders with the model's chat template.
+            `think_prefill` renders that conversation to a string that ends in an open `<think>`, since TRL does not
+            continue an assistant turn. `plain` gives the string "Problem: ... Solution:". `compact` gives the problem
+            text unchanged.
         problem: the problem in words.
         note: what the answer looks like, one sentence.
-        examples: worked examples, put in front as earlier turns (or earlier problems, for `plain`).
+        examples: worked examples, shown first as earlier turns (`plain`: as earlier problems).
         tokenizer: needed by `think_prefill` for its chat template.
 
     Returns:
