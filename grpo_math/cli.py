@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_math.errors import RecipeError, UserError, nearest
@@ -145,116 +144,16 @@ def _eval(rest: Sequence[str]) -> int:
 
 
 def _memory(rest: Sequence[str]) -> int:
-    import json
+    from grpo_math.memory import command
 
-    import torch
-    from rich.console import Console
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str):
+            raise RecipeError(f"command line: {message}")
 
-    from grpo_math import memory
-
-    path, *rest = rest
-    flags, numbers, argv = _split_options(rest, ("solve", "measure", "json"), {"vram": float, "prompt_length": int})
-    quiet = "json" in flags
-    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-    console.width = max(console.width, 80)  # a narrower table would lose its digits
-    vram, source = (numbers["vram"], "--vram") if "vram" in numbers else (None, "")
-    if vram is None:
-        vram, source = memory.available_vram()
-    with _progress(f"Running one step of {path} on fake tensors ..."):
-        prediction = memory.predict(path, argv, numbers.get("prompt_length"))
-    memory.show(console, path, prediction, vram, source)
-    answer = {**prediction.as_dict(), "vram_gib": vram, "fits": prediction.fits(vram)}
-
-    def tried(suggestions: Sequence) -> list[dict]:
-        return [
-            {"overrides": s.changes, "total": s.prediction.total, "phase": s.prediction.phase, "cost": s.cost}
-            for s in suggestions
-        ]
-
-    with _progress("Trying what would fit ...") as progress:
-        if not prediction.fits(vram):
-            suggestions = memory.suggest(path, argv, prediction, vram, progress)
-            answer["suggestions"] = tried(suggestions)
-        if "solve" in flags:
-            solved = memory.solve(path, argv, prediction.prompt_length, vram, progress)
-            answer["largest"] = tried([s for s in solved if s is not None])
-    if answer.get("suggestions"):
-        memory.show_suggestions(console, "Smallest changes that fit", suggestions)
-    elif not prediction.fits(vram):
-        memory.show_nothing_fits(console, vram)
-    if "solve" in flags:
-        title = f"Largest that fits into {vram:.2f} GiB"
-        memory.show_suggestions(console, title, [s for s in solved if s is not None])
-        for found, smallest in zip(solved, ("micro-batch", "completion"), strict=True):
-            if found is None:
-                console.print(f"        not even the smallest {smallest} fits")
-    if "measure" in flags:
-        if not torch.cuda.is_available():
-            console.print(
-                "No CUDA device: the two steps run on this CPU, which takes minutes to hours with a real model (quicker: "
-                "--max_completion_length 16 --gradient_accumulation_steps 1)."
-            )
-        with _progress("Measuring two real steps with random weights ...") as progress:
-            answer["measured"] = memory.measure(path, argv, prediction.prompt_length, progress=progress)
-        memory.show_measured(console, prediction, answer["measured"])
-    if quiet:
-        print(json.dumps(answer))
-    return 0 if prediction.fits(vram) else 1
-
-
-@contextlib.contextmanager
-def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Shows on stderr what is being done: a spinner with the latest step, or, where there is no terminal, a line a step."""
-    from rich.console import Console
-
-    console, count = Console(stderr=True, highlight=False, soft_wrap=True), itertools.count(1)
-    with console.status(doing) as status:
-
-        def step(text: str) -> None:
-            line = f"{next(count)}: {text}"
-            if console.is_terminal:
-                status.update(f"{doing} {line}")
-            else:
-                console.print(f"{doing} {line}", markup=False)
-
-        yield step
-
-
-def _split_options(
-    words: Sequence[str], flags: Sequence[str], numbers: dict[str, type]
-) -> tuple[set[str], dict[str, float], list[str]]:
-    """Takes a command's own options out of the words: the flags that are there, the numbers, and the words left."""
-    from grpo_math.recipe import check_name, fields
-
-    known = [*fields(), *flags, *numbers]
-    given, values, left = set(), {}, []
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        name, equals, text = word.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if not word.startswith("--"):
-            left.append(word)
-        elif name in flags:
-            if equals:
-                raise RecipeError(f"command line: {word}: --{name} takes no value")
-            given.add(name)
-        elif name in numbers:
-            if not equals and (not queue or queue[0].startswith("--")):
-                raise RecipeError(f"command line: {word} has no value; write {word} VALUE")
-            text = text if equals else queue.pop(0)
-            try:
-                values[name] = numbers[name](text)
-                valid = values[name] > 0 and values[name] < float("inf")
-            except ValueError:
-                valid = False
-            if not valid:
-                kind = "whole number" if numbers[name] is int else "number"
-                raise RecipeError(f"command line: --{name} {text}: write a {kind} above 0")
-        else:
-            check_name(name, "command line", known)
-            left.append(word)
-    return given, values, left
+    parser = Parser(prog="grpo-math")
+    command.add_parser(parser.add_subparsers())
+    args, overrides = parser.parse_known_args(["memory", *rest])
+    return args.run(args, overrides)
 
 
 def _report(rest: Sequence[str]) -> int:

@@ -383,7 +383,7 @@ def _say_what_fits(
     # In a process of its own, on the CPU: this one still holds the card and has accelerate set up for it
     vram = []
     if torch.cuda.is_available():
-        vram = ["--vram", f"{memory.room_of_this_process():.2f}"]
+        vram = ["--vram", f"{memory.available_vram_for_rerun():.2f}"]
     console.print("Predicting what this recipe needs and what would fit ...")
     command = [sys.executable, "-m", "grpo_math", "memory", str(recipe_file), *memory.as_arguments(given), "--json"]
     if longest_prompt is not None:
