@@ -17,7 +17,7 @@ OVERRIDES = """overrides:
   --field value                 any field of a recipe in place of the recipe's own value: --max_steps 50,
                                 --rewards A B (a list), --use_peft (true); `grpo-math fields [TEXT]` lists them
 """
-TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           for the model, curve, tables and checkpoints; an earlier run's files are kept
+TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           for the model, curve and checkpoints; an earlier run's files are kept
   --resume_from_checkpoint true resume from the last checkpoint in output_dir (or name a checkpoint's folder)
 
 exit code: 0 done, 1 out of memory, 2 something given is wrong, 130 stopped by Ctrl-C (with a checkpoint)"""

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_math"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"run", "memory", "recipe", "report"},
-    "run": {"memory", "recipe", "models", "tasks", "trainer", "evaluation", "report"},
+    "run": {"memory", "recipe", "models", "tasks", "rewards", "trainer", "evaluation", "report"},
     "memory": {"recipe", "models", "tiny_model", "tasks", "trainer", "evaluation"},
     "recipe": {"models", "tasks", "trainer"},
     "models": {"tiny_model"},

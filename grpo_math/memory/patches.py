@@ -86,6 +86,11 @@ class _NoKernel:
         return lambda *args, **kwargs: None
 
 
+def no_data_download() -> contextlib.AbstractContextManager:
+    """Inside the context `datasets` reads what is on this machine and asks no hub."""
+    return mock.patch("datasets.config.HF_HUB_OFFLINE", True)
+
+
 @contextlib.contextmanager
 def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     """

@@ -10,7 +10,6 @@ import difflib
 import logging
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from grpo_math.errors import ModelError, PredictionError
 from grpo_math.recipe import Recipe
@@ -101,6 +100,7 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
     """
     from grpo_math import models
     from grpo_math.evaluation import prompt_ids
+    from grpo_math.memory.patches import no_data_download
     from grpo_math.tasks import load_problems
 
     name, task = models.resolve_name(recipe.model.model_name_or_path or ""), recipe.task
@@ -108,7 +108,7 @@ def longest_prompt(recipe: Recipe) -> tuple[int, str]:
     if path.is_file() or any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
         try:
             # A prediction must not start a download
-            with mock.patch("datasets.config.HF_HUB_OFFLINE", True):
+            with no_data_download():
                 tokenizer = models.load_tokenizer(recipe.model)
                 rows = load_problems(task, tokenizer)
             ids = prompt_ids(tokenizer, [row["prompt"] for row in rows.train + rows.heldout])
