@@ -1,4 +1,4 @@
-"""MARKERS"""
+"""Finds the markers of a text: the places that state an answer, from the end to the beginning."""
 
 import re
 from collections import deque
@@ -8,14 +8,22 @@ from typing import NamedTuple
 
 FORMS = ("boxed", "answer", "hash", "phrase", "a_colon", "bold")
 
-# A statement of a final answer is short. What lies further from its marker is not read, which bounds time and memory.
+# A final answer is short. Reading no further than this many characters from a marker bounds time and memory.
 WINDOW = 300
 
 
 class Marker(NamedTuple):
-    """One statement of an answer. Its content is `text[start:stop]`; `begin` is where the marker itself begins.
+    """One statement of an answer.
 
-    `closed` tells a marker with an end of its own (a box, a tag, bold) from one that runs to the end of the sentence.
+    Attributes:
+        form (`str`):
+            One of `FORMS`.
+        begin, end (`int`):
+            The marker with its delimiters is `text[begin:end]`.
+        start, stop (`int`):
+            Its content is `text[start:stop]`.
+        closed (`bool`):
+            Whether the marker has an end of its own (a box, a tag, bold). An open one ends with its sentence.
     """
 
     form: str
@@ -27,19 +35,31 @@ class Marker(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a marker's content says; `span` is where, and its end is where the marker's influence ends."""
+    """What a marker states.
 
-    value: Fraction | None
+    Attributes:
+        value (`int`, `Fraction` or `None`):
+            The exact value; `None` unless `status` is `"ok"`.
+        status (`str`):
+            `"ok"`, `"hedged"` or `"malformed"`.
+        span (`tuple[int, int]`):
+            The answer as written is `text[span[0]:span[1]]`. An open marker ends at `span[1]`.
+    """
+
+    value: int | Fraction | None
     status: str
     span: tuple[int, int]
 
 
-Reader = Callable[[str, Marker, int], Reading | None]
-Stated = tuple[str, Reading]
+Reader = Callable[[str, Marker, int], Reading | None]  # text, marker, limit
+Stated = tuple[str, Reading]  # the form of the last marker and what it states
+
+
+_ALL_FORMS = frozenset(FORMS)
 
 
 def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset[str]:
-    """The forms as a set. Raises `ValueError` that names an unknown one."""
+    """Return the forms as a set. Raises `ValueError` for an unknown form."""
     if forms is FORMS:
         return _ALL_FORMS
     allowed = frozenset([forms] if isinstance(forms, str) else forms)
@@ -49,10 +69,7 @@ def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset
     return allowed
 
 
-_ALL_FORMS = frozenset(FORMS)
-
-
-# A text is read from its end. Before this many places that look like a marker, nothing is looked at any more.
+# The search goes from the end of a text to its beginning and stops after this many candidates.
 _MAX_MARKERS = 256
 
 _ANSWER_FORMS = frozenset(("answer", "phrase", "a_colon"))
@@ -69,7 +86,7 @@ _STATEMENT = re.compile(
 )
 _LINE_START = re.compile(r"(?:\A|\n)[\s#>*_-]{0,12}(?:(?:the|my|final|correct)\s{1,3}){0,3}\Z", re.I)
 _BEFORE_A_COLON = re.compile(r"(?:\A|\n|[.!?)]\s|\b(?:or|and)\s)[\s#>*_-]{0,8}\Z", re.I)
-# "some say that the answer is 18" states nothing
+# The writer does not claim such an answer: "some say that the answer is 18".
 _DISTANCED = re.compile(
     r"""\b(?: (?:some|people|others|many|they|someone|anyone)\b [^.!?,;\n]{0,24}
               \b(?:say|think|claim|believe|argue|guess|assume|conclude)s?
@@ -82,13 +99,14 @@ _DISTANCED = re.compile(
 
 
 def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
-    """The markers of a text other than bold, the last one first; one inside an `<answer>` tag is part of the tag.
+    """Yield the markers of a text except bold and labels, the last one first.
 
-    Each kind has an anchor that is searched backwards and from where it was found last, so that all searches together
-    read the text once: `\\boxed`, `\\fbox`, the word "answer", `####`, `A:`.
+    A marker inside an `<answer>` tag is part of the tag. Each kind of marker has an anchor: `\\boxed`, `\\fbox`, the
+    word "answer", `####`, `A:`. Every search for an anchor continues backwards from its last match, so that the time is
+    linear in the length of the text.
     """
     low = text.lower()
-    if len(low) != len(text):  # one letter, the dotted capital I, becomes two
+    if len(low) != len(text):  # the dotted capital I becomes two characters
         low = text.replace("\u0130", "I").lower()
     box = low.rfind("\\boxed") if "boxed" in forms else -1
     fbox = low.rfind("\\fbox") if "boxed" in forms else -1
@@ -133,7 +151,7 @@ def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
 
 
 def _hash_at(text: str, at: int) -> Marker:
-    """The marker of four or more `#` that ends with the four at `at`."""
+    """Return the marker of four or more `#` whose last four begin at `at`."""
     start = at + 4
     while at > 0 and start - at < 16 and text[at - 1] == "#":
         at -= 1
@@ -145,7 +163,7 @@ _BOX = re.compile(r"\\f?box(?:ed)?\s{0,4}(?:\{|(?P<bare>-?\d{1,40}(?:\.\d{1,40})
 
 
 def _box_at(text: str, at: int) -> Marker | None:
-    r"""The `\boxed{...}` that begins at `at`, its braces balanced; with an empty content where they are not."""
+    r"""Return the `\boxed{...}` that begins at `at`. With unbalanced braces its content is empty."""
     box = _BOX.match(text, at)
     if box is None:
         after = text[at : at + 7].rstrip().endswith(("d", "x"))
@@ -164,24 +182,24 @@ def _box_at(text: str, at: int) -> Marker | None:
 
 
 def _tag_at(text: str, low: str, at: int, opened: int) -> Marker | None:
-    """The `<answer>...</answer>` whose closing tag has its name at `at`, and whose opening tag is at `opened`."""
+    """Return the `<answer>...</answer>` with its opening tag at `opened` and the name of its closing tag at `at`."""
     closing = _CLOSE_TAG.match(text, at)
     opening = _OPEN_TAG.match(text, opened) if opened >= 0 else None
     if closing is None or opening is None or opening.end() > at - 2:
         return None
-    if low.rfind("</answer", opening.end(), at - 2) >= 0:  # that one closes it
+    if low.rfind("</answer", opening.end(), at - 2) >= 0:  # an earlier tag closes it
         return None
     return Marker("answer", opened, opening.end(), at - 2, closing.end(), True)
 
 
 def _unclosed_tag_at(text: str, at: int) -> Marker | None:
-    """An `<answer>` that nothing closes: a marker without content."""
+    """Return an unclosed `<answer>` as a marker without content."""
     opening = _OPEN_TAG.match(text, at)
     return Marker("answer", at, opening.end(), opening.end(), opening.end(), True) if opening else None
 
 
 def _statement_at(text: str, at: int, forms: frozenset[str]) -> Marker | None:
-    """ "answer is", "answer:" or a heading "Answer" at `at`."""
+    """Return the marker "answer is", "answer:" or a heading "Answer" whose word "answer" begins at `at`."""
     statement = _STATEMENT.match(text, at)
     if statement is None:
         return None
@@ -195,7 +213,7 @@ def _statement_at(text: str, at: int, forms: frozenset[str]) -> Marker | None:
     return Marker(form, at, statement.end(), len(text), len(text), False)
 
 
-# The forms below are read only where none of those above is, and only near the end: they are plain words and emphasis.
+# Labels and bold are ordinary words and emphasis. They count only in a text without the markers above, near its end.
 _TAIL = 10_000
 
 _LABEL = re.compile(
@@ -210,7 +228,7 @@ _LABEL = re.compile(
 
 
 def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
-    """Labels in other languages and less common ones in English, the last one first."""
+    """Yield labels in other languages and less common English ones, the last one first."""
     found = deque(_LABEL.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
     for label in reversed(found):
         form = "a_colon" if label.group().rstrip("*_")[-1] in ":：=" else "phrase"
@@ -218,7 +236,7 @@ def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
             yield Marker(form, label.start(), label.end(), len(text), len(text), False)
 
 
-# Markup around one line that says nothing but a number: bold, italic, code, a heading, the last cell of a table's row.
+# Markup around one line: bold, italic, code, a heading, the last cell of a table row.
 _BOLD = re.compile(
     r"""(?<![\w*_`]) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`][^*_`\n]{0,80}|[\d.,]+) (?P=mark) (?![\w*_`])
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
@@ -233,9 +251,10 @@ _LIST_NUMBER = re.compile(r"\s*\d{1,3}[.):]\s")
 
 
 def last_bolds(text: str) -> Iterator[Marker]:
+    """Yield emphasised text, the last one first."""
     found = deque(_BOLD.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
     for bold in reversed(found):
         start, stop = next(bold.span(group) for group in "abcdef" if bold.start(group) >= 0)
         if not _LIST_NUMBER.match(text, start, stop):
-            begin = start if bold.group("e") else bold.start()  # a table's rows do not stand side by side
+            begin = start if bold.group("e") else bold.start()  # table rows are not alternatives
             yield Marker("bold", begin, start, stop, bold.end(), True)

@@ -1,16 +1,19 @@
-"""NUMBERS"""
+"""Evaluates tokens to one exact number: expressions, fractions, powers and chains of equations."""
 
 from fractions import Fraction
 
 from grpo_math.answers.tokens import MAGNITUDES, Token
-from grpo_math.answers.words import JOINERS, NOT
+from grpo_math.answers.words import JOINERS, NEGATIONS
 
+# Bounds on nested brackets and on a literal exponent.
 _MAX_DEPTH = 40
 _MAX_POWER = 64
 
+_NOT_UNITS = JOINERS | NEGATIONS
+
 
 def starts_number(tokens: list[Token], i: int) -> bool:
-    """Whether a number begins at token i, perhaps after a sign or brackets."""
+    """Whether a number begins at token `i`, possibly after a sign or brackets."""
     for kind, value, _, _ in tokens[i : i + 8]:
         if kind in ("number", "fraction", "frac"):
             return True
@@ -20,10 +23,13 @@ def starts_number(tokens: list[Token], i: int) -> bool:
 
 
 def equation(tokens: list[Token], i: int) -> tuple[int | Fraction | None, str, int]:
-    """`expression`, or a chain `expression = expression = ...` that must be true; its value, its status and its end.
+    """Evaluate an expression or a chain `expression = expression = ...` that begins at token `i`.
 
-    The value of `16-3-4=9; 9*2=18` is that of its last equation. In `9 eggs * 2 dollars = 18` only what follows the
-    equals sign is a number that one can read.
+    A chain must be true. The value of several equations (`16-3-4=9; 9*2=18`) is that of the last one. The value of an
+    equation with units (`9 eggs * 2 dollars = 18`) is that of its right-hand side.
+
+    Returns:
+        `tuple`: the value or `None`; `"ok"`, `"hedged"` (a range) or `"malformed"`; the index after the last token.
     """
     value, j = expression(tokens, i)
     if value is None:
@@ -47,7 +53,7 @@ def equation(tokens: list[Token], i: int) -> tuple[int | Fraction | None, str, i
                 return None, "malformed", k
             value, j = right, k
             continue
-        # the next equation of a chain of steps
+        # the next of several equations
         if tokens[i:j] and any(token[0] == "equals" for token in tokens[i:j]):
             k = j
             while k < len(tokens) and (
@@ -64,27 +70,28 @@ def equation(tokens: list[Token], i: int) -> tuple[int | Fraction | None, str, i
 
 
 def _is_equation(tokens: list[Token], i: int) -> bool:
+    """Whether `expression = number` begins at token `i`."""
     left, j = expression(tokens, i)
     return left is not None and j < len(tokens) and tokens[j][0] == "equals" and starts_number(tokens, j + 1)
 
 
 def _is_range(tokens: list[Token], i: int, j: int) -> bool:
-    """`5-6`: two plain numbers in rising order with a dash between them."""
+    """Whether the tokens are a range `5-6`: two numbers in ascending order with a dash between them."""
     if j - i != 3 or [token[0] for token in tokens[i:j]] != ["number", "op", "number"] or tokens[i + 1][1] != "-":
         return False
     return tokens[i][1] < tokens[i + 2][1]
 
 
 def _skip_words(tokens: list[Token], i: int, most: int) -> int:
-    """Past at most `most` words of a unit."""
+    """Return the index after at most `most` words of a unit."""
     j = i
-    while j < len(tokens) and j - i < most and tokens[j][0] == "word" and tokens[j][1] not in JOINERS | NOT:
+    while j < len(tokens) and j - i < most and tokens[j][0] == "word" and tokens[j][1] not in _NOT_UNITS:
         j += 1
     return j
 
 
 def _skip_arithmetic(tokens: list[Token], i: int) -> int | None:
-    """Past arithmetic with units, up to its equals sign; None if there is none."""
+    """Return the index of the equals sign after arithmetic with units, or `None`."""
     for j in range(i, min(len(tokens), i + 40)):
         kind = tokens[j][0]
         if kind == "equals":
@@ -95,7 +102,11 @@ def _skip_arithmetic(tokens: list[Token], i: int) -> int | None:
 
 
 def expression(tokens: list[Token], i: int, depth: int = 0) -> tuple[int | Fraction | None, int]:
-    """Value and end of the longest sum that begins at token i; the value is `None` where none does."""
+    """Evaluate the longest sum that begins at token `i`.
+
+    Returns:
+        `tuple`: the value, or `None` without a valid sum; the index after its last token.
+    """
     value, i = _product(tokens, i, depth)
     while value is not None and i < len(tokens) and tokens[i][0] == "op" and tokens[i][1] in ("+", "-"):
         if not starts_number(tokens, i + 1):
@@ -109,6 +120,7 @@ def expression(tokens: list[Token], i: int, depth: int = 0) -> tuple[int | Fract
 
 
 def _product(tokens: list[Token], i: int, depth: int) -> tuple[int | Fraction | None, int]:
+    """Evaluate the longest product or quotient that begins at token `i`."""
     value, i = _factor(tokens, i, depth)
     while value is not None and i < len(tokens) and tokens[i][0] == "op" and tokens[i][1] in ("*", "/"):
         if not starts_number(tokens, i + 1):
@@ -122,7 +134,7 @@ def _product(tokens: list[Token], i: int, depth: int) -> tuple[int | Fraction | 
 
 
 def _factor(tokens: list[Token], i: int, depth: int) -> tuple[int | Fraction | None, int]:
-    """A number with its sign, power and magnitude word, a mixed number, `\\frac{}{}` or a bracketed sum."""
+    """Evaluate a number with sign, power and magnitude word, a mixed number, `\\frac{}{}` or a bracketed sum."""
     if i >= len(tokens) or depth > _MAX_DEPTH:
         return None, i
     kind, value, _, stop = tokens[i]
@@ -153,11 +165,11 @@ def _factor(tokens: list[Token], i: int, depth: int) -> tuple[int | Fraction | N
 
 
 def _group(tokens: list[Token], i: int, depth: int) -> tuple[int | Fraction | None, int]:
-    """A numerator or denominator: `{sum}` or one digit, as in `\\frac12`."""
+    """Evaluate a numerator or denominator: `{sum}`, or one digit as in `\\frac12`."""
     if i < len(tokens) and tokens[i][0] == "number":
         value = tokens[i][1]
         digits = str(value) if isinstance(value, int) and value < 100 else ""
-        if len(digits) == 2:  # both of them in one token
+        if len(digits) == 2:  # numerator and denominator in one token
             tokens[i : i + 1] = [("number", int(d), *tokens[i][2:]) for d in digits]
         return (tokens[i][1] if digits else None), i + 1
     if i >= len(tokens) or tokens[i][0] != "open":
@@ -167,7 +179,7 @@ def _group(tokens: list[Token], i: int, depth: int) -> tuple[int | Fraction | No
 
 
 def _fraction_part(tokens: list[Token], i: int) -> tuple[Fraction | None, int]:
-    """The `1/2` of `1 1/2`, `1\\frac{1}{2}` and `1½`."""
+    """Evaluate the `1/2` of `1 1/2`, `1\\frac{1}{2}` and `1½`."""
     if i < len(tokens) and tokens[i][0] in ("fraction", "frac"):
         part, j = _factor(tokens, i, 0)
         return (part, j) if part is not None and 0 < part < 1 else (None, i)
@@ -180,7 +192,7 @@ def _fraction_part(tokens: list[Token], i: int) -> tuple[Fraction | None, int]:
 
 
 def _power(tokens: list[Token], value: int | Fraction, i: int) -> tuple[int | Fraction | None, int]:
-    """Apply a power of a literal exponent and magnitude words, both bounded; refuse a factorial."""
+    """Apply a literal exponent and magnitude words. A large power and a factorial have no value."""
     if i < len(tokens) and tokens[i][0] == "power":
         exponent = tokens[i][1]
         if abs(exponent) > _MAX_POWER or (exponent < 0 and value == 0) or abs(value) > 10**20:

@@ -1,21 +1,17 @@
-"""TOKENS"""
+"""Splits the content of a marker into tokens: numbers in any spelling, operators, words and punctuation."""
 
 import html
 import re
 import unicodedata
 from fractions import Fraction
 
+# Longer numbers and larger exponents have no value, which bounds time and memory.
 _MAX_DIGITS = 250
 _MAX_EXPONENT = 400
 
-
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(words.split())
-
-
-_ONES = _listed("one two three four five six seven eight nine")
-_TEENS = _listed("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
-_TENS = _listed("twenty thirty forty fifty sixty seventy eighty ninety")
+_ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _WORD_VALUES = {
     "zero": 0,
     **{word: n for n, word in enumerate(_ONES, 1)},
@@ -73,7 +69,7 @@ _DASHES = dict.fromkeys("−‐‑–—﹣－", "-")
 
 
 class _SameLength(dict):
-    """A translation table that leaves every offset in place: digits, letters and signs of other scripts as ASCII."""
+    """A translation table of other scripts' digits, letters and signs to ASCII, one character to one character."""
 
     def __missing__(self, code: int) -> int:
         char = chr(code)
@@ -93,10 +89,26 @@ class _SameLength(dict):
 
 _TO_ASCII = _SameLength()
 
+_OPERATORS = {
+    **dict.fromkeys(("×", "⋅", "·", "∗", "x", "\\times", "\\cdot", "\\ast"), "*"),
+    **dict.fromkeys(("÷", "∕", "⁄", "\\div"), "/"),
+    **_DASHES,
+}
+
 Token = tuple[str, object, int, int]  # kind, value, start, stop
 
 
 def tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
+    """Split `text[start:stop]` into tokens; layout and markup are dropped.
+
+    Args:
+        text (`str`):
+            A text without its thinking.
+        start, stop (`int`):
+            The part to split. The offsets of the tokens count from the beginning of `text`.
+        closed (`bool`):
+            Whether the part is the content of a box or tag, where `!` is a factorial and no end of a sentence.
+    """
     piece = text[start:stop]
     if not piece.isascii():
         piece = piece.translate(_TO_ASCII)
@@ -109,12 +121,12 @@ def tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
         value: object = found
         if kind == "skip" or kind == "degree":
             continue
-        if kind == "annotation":  # GSM8K's calculator note <<9*2=18>> is not part of the sentence
+        if kind == "annotation":  # GSM8K's calculator annotation <<9*2=18>> is not part of the sentence
             annotation = match
             continue
         if kind == "entity":
             char = html.unescape(found)
-            if not char or char.isspace() or unicodedata.category(char[0]) == "Sc":  # &#1; is no character
+            if not char or char.isspace() or unicodedata.category(char[0]) == "Sc":  # &#1; encodes no character
                 continue
             kind, value = ("op", char) if char in "-+*/×÷−–" else ("relation" if char.isalnum() else "other", char)
         if kind == "number":
@@ -129,7 +141,7 @@ def tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
             if tokens and tokens[-1][0] == "number" and tokens[-1][3] == start + match.start():
                 value = _SUFFIXES.get(found, value)
         elif kind == "relation" and found[0] == "!" and not closed:
-            kind = "sentence"  # "The answer is 18!" is no factorial
+            kind = "sentence"  # "The answer is 18!" is not a factorial
         elif kind == "op":
             value = _OPERATORS.get(found.lower(), found)
         elif kind == "power":
@@ -144,15 +156,11 @@ def tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
     return tokens
 
 
-_OPERATORS = {
-    **dict.fromkeys(("×", "⋅", "·", "∗", "x", "\\times", "\\cdot", "\\ast"), "*"),
-    **dict.fromkeys(("÷", "∕", "⁄", "\\div"), "/"),
-    **_DASHES,
-}
+_SEPARATORS = re.compile(r"[^\d.]")
 
 
 def parse_number(found: str) -> int | Fraction | None:
-    """The value of a number as written, `None` where it is too long to be one anybody meant."""
+    """Return the value of a number as written, or `None` above `_MAX_DIGITS` digits or `_MAX_EXPONENT`."""
     mantissa, _, exponent = found.lower().partition("e")
     if mantissa.count(".") > 1:  # 1.450.000
         mantissa = mantissa.replace(".", "")
@@ -167,10 +175,8 @@ def parse_number(found: str) -> int | Fraction | None:
     return value
 
 
-_SEPARATORS = re.compile(r"[^\d.]")
-
-
 def _parse_number_words(found: str) -> int:
+    """Return the value of a number in words: "two thousand three hundred and five"."""
     total = current = 0
     for word in re.findall(r"[a-z]+", found.lower()):
         if word == "hundred":

@@ -1,11 +1,11 @@
 """Reward functions for TRL's `GRPOTrainer` on GSM8K and Countdown: exact, bounded, hard to fool.
 
-All have TRL's signature `f(completions, **columns) -> list[float | None]`, take string and conversational completions,
-never raise on a completion, and import no torch. `REWARDS` maps their short names to them. What counts as the answer
-is in `grpo_math.answers`, Countdown's arithmetic in `grpo_math.expressions`.
+Every reward has TRL's signature `f(completions, **columns) -> list[float | None]`. It takes string and conversational
+completions, never raises on a completion, and imports no torch. `REWARDS` maps short names to rewards.
+`grpo_math.answers` defines what counts as the answer, and `grpo_math.expressions` the arithmetic of Countdown.
 
-A reward is between 0.0 and 1.0, or `None` (TRL: no reward of this kind for this row) where the row itself is at fault:
-a gold answer that holds no number.
+A reward is between 0.0 and 1.0. It is `None` (TRL: this reward does not apply to the row) if the gold answer contains
+no number.
 
 ```python
 from trl import GRPOTrainer

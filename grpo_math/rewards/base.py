@@ -1,15 +1,15 @@
-"""BASE"""
+"""What all rewards share: completions as texts, logging through TRL, and checked forms."""
 
 from collections.abc import Callable, Sequence
 
 from grpo_math.answers import check_forms
 
-Log = Callable[[str, list], None]
-Metric = Callable[[str, float], None]
+Log = Callable[[str, list], None]  # TRL's log_extra: column name, one value a completion
+Metric = Callable[[str, float], None]  # TRL's log_metric: metric name, value
 
 
 def completion_text(completion: object) -> str:
-    """The text of a completion: a string itself, or the content of the last message of a conversational one."""
+    """Return the text of a completion: the string itself, or the content of the last message of a conversation."""
     if isinstance(completion, str):
         return completion
     if not isinstance(completion, (list, tuple)) or not completion or not isinstance(completion[-1], dict):
@@ -22,7 +22,7 @@ def completion_text(completion: object) -> str:
 
 
 def completion_texts(completions: Sequence, prompts: Sequence | None) -> list[str]:
-    """The completions as texts; one whose prompt ends in an open `<think>` begins with it."""
+    """Return the completions as texts. A text gets the `<think>` that its prompt ends in."""
     texts = [completion if type(completion) is str else completion_text(completion) for completion in completions]
     if prompts is None:
         return texts
@@ -34,7 +34,14 @@ def _opens_thinking(prompt: object) -> bool:
 
 
 class MathReward:
-    """A reward with parameters. A class rather than a closure so that it can be sent to worker processes (pickle)."""
+    """A reward with parameters. Unlike a closure it can be pickled, which TRL's worker processes need.
+
+    Attributes:
+        statuses (`tuple[str, ...]`):
+            The outcomes whose shares are logged.
+        __name__ (`str`):
+            The prefix of everything that the reward logs.
+    """
 
     statuses: tuple[str, ...] = ("ok", "none", "hedged", "malformed")
 
@@ -44,7 +51,14 @@ class MathReward:
     def log_outcomes(
         self, found: list[tuple[str | None, str]], log_extra: Log | None, log_metric: Metric | None
     ) -> None:
-        """Log each answer as written with its status, and the share of each status, under this reward's own names."""
+        """Log each answer as written, its status, and the share of each status.
+
+        Args:
+            found (`list[tuple[str | None, str]]`):
+                The answer as written (`None` without one) and the status of each completion.
+            log_extra, log_metric (`Callable` or `None`):
+                The callables that TRL passes to a reward.
+        """
         if log_extra is not None:
             log_extra(f"{self.__name__}_answer", [answer for answer, _ in found])
             log_extra(f"{self.__name__}_status", [status for _, status in found])
@@ -54,7 +68,11 @@ class MathReward:
 
 
 def checked_forms(forms: Sequence[str], known: Sequence[str], allow_bare: bool) -> frozenset[str]:
-    """The forms as a set. Raises `ValueError` for what is no form, and where no completion could ever state an answer."""
+    """Return the forms as a set.
+
+    Raises:
+        `ValueError`: for an unknown form, and for options with which no completion could state an answer.
+    """
     if not isinstance(allow_bare, bool):
         raise ValueError(f"allow_bare is {allow_bare!r}; it must be True or False")
     if forms is None or isinstance(forms, (bool, int)):
@@ -62,7 +80,6 @@ def checked_forms(forms: Sequence[str], known: Sequence[str], allow_bare: bool) 
     checked = check_forms(forms, known)
     if not checked and not allow_bare:
         raise ValueError(
-            f"forms is {forms!r} and allow_bare is False, so that no answer would ever count; the forms are "
-            f"{', '.join(known)}"
+            f"forms is {forms!r} and allow_bare is False, so that no answer counts; the forms are {', '.join(known)}"
         )
     return checked

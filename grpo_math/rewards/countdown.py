@@ -1,4 +1,4 @@
-"""COUNTDOWN"""
+"""Countdown rewards: the value of the final expression against the target."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from grpo_math.rewards.base import Log, MathReward, Metric, checked_forms, compl
 COUNTDOWN_FORMS = ("boxed", "answer", "hash", "phrase", "a_colon")
 _COUNTDOWN_DEFAULT = ("boxed", "answer", "hash")
 
+# An expression is short. Reading no longer line and no longer tail than this bounds time and memory.
 _LINE = 400
 _BARE_TAIL = 10_000
 _EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
@@ -54,7 +55,7 @@ class _CountdownAccuracy(MathReward):
         return rewards
 
     def _statement(self, text: str, nums: Sequence[int]) -> Stated | None:
-        """The form of the last marker and the reading of its expression."""
+        """Return the form of the last marker and the reading of its expression."""
 
         def read(text: str, marker: Marker, limit: int) -> Reading:
             start, stop = marker.start, marker.stop
@@ -85,7 +86,7 @@ class _CountdownProximity(_CountdownAccuracy):
 
 
 def _bare_expression(text: str, nums: Sequence[int], mode: str, spellings: bool) -> Stated | None:
-    """The last line that is nothing but an expression; one of another value directly above it makes it a hedge."""
+    """Read the last line that is only an expression. A line of another value directly above it makes it a hedge."""
     final = None
     stop = len(text)
     while stop > max(0, len(text) - _BARE_TAIL):
@@ -114,26 +115,26 @@ def get_countdown_accuracy(
     name: str = "countdown_accuracy",
 ) -> Callable[..., list[float | None]]:
     """
-    Reward 1.0 where the final expression is valid, uses the numbers as `mode` says and equals the target exactly.
+    Reward 1.0 if the final expression is valid, uses the numbers as `mode` says and equals the target, else 0.0.
 
     Args:
         mode (`str`, *optional*, defaults to `"all"`):
             `"all"`: every number exactly once. `"subset"`: each at most once.
         forms (`Sequence[str]`, *optional*, defaults to `("boxed", "answer", "hash")`):
-            The markers that count, of `COUNTDOWN_FORMS`; `"phrase"` and `"a_colon"` may be added.
+            The markers that count; `COUNTDOWN_FORMS` lists all of them.
         allow_bare (`bool`, *optional*, defaults to `False`):
-            Whether in a completion without any marker the last line that is nothing but an expression is the answer
-            (prompt style `plain` and the built-in tiny model, which write `17 - 5`).
+            Whether the last line that is only an expression is the answer of a completion without any marker
+            (`17 - 5`, as the prompt styles `plain` and `compact` ask for).
         spellings (`bool`, *optional*, defaults to `True`):
-            Whether `x × ÷ − \\times \\div \\frac{}{}` and layout are read, see [`~grpo_math.expressions.evaluate`].
+            Whether `x × ÷ − \\times \\div \\frac{}{}` and layout count, see [`~grpo_math.expressions.evaluate`].
         name (`str`, *optional*, defaults to `"countdown_accuracy"`):
-            Its `__name__`, which prefixes what it logs; two of them in one trainer need different names.
+            The `__name__` of the reward, which prefixes what it logs. Two rewards in one trainer need different names.
 
     Returns:
         `Callable`: a picklable reward function of the columns `nums` and `target`.
 
     Raises:
-        `ValueError`: for an unknown mode or form.
+        `ValueError`: for an unknown mode or form, or a value of the wrong type.
 
     Example:
         ```python
@@ -152,11 +153,10 @@ def get_countdown_proximity(
     name: str = "countdown_proximity",
 ) -> Callable[..., list[float | None]]:
     """
-    Partial credit for a valid expression by its distance from the target, which gives an all-wrong group a signal.
+    Reward a valid expression by its distance from the target, so that a group without a right answer has a signal.
 
-    The reward is s / (s + |value - target|) with s = max(|target|, 1): 1 on the target, 1/2 where the distance is the
-    target's size, and 0 where there is no valid expression. Arguments, return value and errors are those of
-    [`get_countdown_accuracy`].
+    The reward is s / (s + |value - target|) with s = max(|target|, 1). It is 1 on the target, 1/2 at a distance of s,
+    and 0 without a valid expression. Arguments, return value and errors are those of [`get_countdown_accuracy`].
     """
     return _CountdownProximity(name, mode, forms, allow_bare, spellings)
 

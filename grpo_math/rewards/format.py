@@ -1,4 +1,4 @@
-"""FORMAT"""
+"""Format reward: one `<think>` block, then one `<answer>` block."""
 
 import re
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ class _ThinkAnswerFormat(MathReward):
         self, completions: Sequence, prompts: Sequence | None = None, log_metric: Metric | None = None, **kwargs
     ) -> list[float | None]:
         texts = completion_texts(completions, prompts)
-        good = [_has_format(text, opener_required=prompts is not None) for text in texts]
-        self.log_outcomes([(None, "ok" if ok else "malformed") for ok in good], None, log_metric)
-        return [1.0 if ok else 0.0 for ok in good]
+        matches = [_has_format(text, opener_required=prompts is not None) for text in texts]
+        self.log_outcomes([(None, "ok" if ok else "malformed") for ok in matches], None, log_metric)
+        return [1.0 if ok else 0.0 for ok in matches]
 
 
 def _has_format(text: str, opener_required: bool) -> bool:
+    """Whether the text is one thinking block and one answer; `opener_required` asks for the opening `<think>`."""
     tags = list(_TAGS.finditer(text))
     names = [tag.group() for tag in tags]
     edges = [edge for tag in tags for edge in tag.span()]
@@ -39,6 +40,6 @@ def _has_format(text: str, opener_required: bool) -> bool:
 think_answer_format = _ThinkAnswerFormat("think_answer_format")
 think_answer_format.__doc__ = """Reward 1.0 for exactly `<think>...</think><answer>...</answer>`, else 0.0.
 
-Both must hold text, with nothing but white space between and around them. The opening `<think>` may be missing where
-the prompt ends in one, or where the reward is called without `prompts`.
+Both blocks must contain text, with only white space between and around them. The opening `<think>` may be missing if
+the prompt ends in one, or if the caller passes no `prompts`.
 """

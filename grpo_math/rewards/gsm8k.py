@@ -1,4 +1,4 @@
-"""GSM8K"""
+"""GSM8K rewards: the final answer against the gold answer, as exact numbers or as strings."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class _GSM8KAccuracy(MathReward):
         golds = solution if answer is None else answer
         if golds is None:
             raise ValueError(f"{self.__name__} needs a column `answer` or `solution` with the gold answers")
-        expected: dict[str, object] = {}  # a group's rows share their gold
+        expected: dict[str, object] = {}  # the rows of a group share their gold answer
         rewards, found = [], []
         for text, gold in zip(completion_texts(completions, prompts), golds, strict=True):
             gold = gold if type(gold) is str else str(gold)
@@ -60,11 +60,11 @@ class _GSM8KExactMatch(_GSM8KAccuracy):
 
 
 def gold_value(gold: object) -> Fraction | None:
-    r"""The exact number that a gold answer states, or `None` where it states none.
+    r"""Return the exact number that a gold answer states, or `None`.
 
     Args:
         gold (`str`, `int` or `float`):
-            The number alone (`"1,450"`, `18`), a raw GSM8K solution that ends in `#### 18`, or a LaTeX solution
+            A number (`"1,450"`, `18`), a raw GSM8K solution that ends in `#### 18`, or a LaTeX solution
             (`$\frac{3}{4}$`).
     """
     text = str(gold)
@@ -74,25 +74,25 @@ def gold_value(gold: object) -> Fraction | None:
     return extraction.value
 
 
-_NOT_MATCHED = re.compile(r"[\s,$%\\*_`]")
+_IGNORED = re.compile(r"[\s,$%\\*_`]")
 
 
 def normalise(text: str) -> str:
-    r"""An answer as a bare string: no separators, currency, percent sign, markup, white space or final period.
+    r"""Strip separators, currency, percent sign, markup, white space and the final period from an answer.
 
     ```python
     >>> normalise("\\$1,450.")
     '1450'
     ```
     """
-    return _NOT_MATCHED.sub("", text).rstrip(".").lower()
+    return _IGNORED.sub("", text).rstrip(".").lower()
 
 
 def get_gsm8k_accuracy(
     forms: Sequence[str] = FORMS, allow_bare: bool = False, name: str = "gsm8k_accuracy"
 ) -> Callable[..., list[float | None]]:
     """
-    Reward 1.0 where the final answer equals the gold answer as an exact number, else 0.0.
+    Reward 1.0 if the final answer equals the gold answer as an exact number, else 0.0.
 
     Args:
         forms (`Sequence[str]`, *optional*, defaults to all):
@@ -100,13 +100,13 @@ def get_gsm8k_accuracy(
         allow_bare (`bool`, *optional*, defaults to `False`):
             Whether the last number of a completion without any marker is its answer (prompt style `plain`).
         name (`str`, *optional*, defaults to `"gsm8k_accuracy"`):
-            Its `__name__`, which prefixes what it logs; two of them in one trainer need different names.
+            The `__name__` of the reward, which prefixes what it logs. Two rewards in one trainer need different names.
 
     Returns:
-        `Callable`: a picklable reward function of the column `answer`, or `solution` where there is none.
+        `Callable`: a picklable reward function of the column `answer`, or else `solution`.
 
     Raises:
-        `ValueError`: for an unknown form; the reward itself, where neither column is given.
+        `ValueError`: for an unknown form. The reward itself raises it without either column.
 
     Example:
         ```python
@@ -121,7 +121,7 @@ def get_gsm8k_exact_match(
     forms: Sequence[str] = FORMS, allow_bare: bool = False, name: str = "gsm8k_exact_match"
 ) -> Callable[..., list[float | None]]:
     """
-    Reward 1.0 where [`normalise`]`(final answer) == normalise(gold)`: a match of strings, so `18.0` is not `18`.
+    Reward 1.0 if [`normalise`]`(final answer) == normalise(gold)`, else 0.0. Strings match: `18.0` is not `18`.
 
     Arguments, return value and errors are those of [`get_gsm8k_accuracy`].
     """
