@@ -1,5 +1,6 @@
-"""What the benchmarks share that needs neither torch nor what builds on it: a Markdown table, the 8 GB recipes."""
+"""What the benchmarks share without torch: a Markdown table, percentages, JSON lines, the 8 GB recipes."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,3 +16,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def eight_gb_recipes() -> list[Path]:
     """Every shipped recipe but the one that needs no GPU."""
     return [path for path in sorted(RECIPES.glob("*.yaml")) if path.name != "countdown_tiny.yaml"]
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage that is shown as 100 or 0 only if it is exact."""
+    percent = 100 * part / whole
+    shown = f"{percent:.1f}"
+    if (shown == "100.0" and part != whole) or (shown == "0.0" and part):
+        shown = f"{percent:.3f}"
+    return f"{shown.removesuffix('.0')} %"

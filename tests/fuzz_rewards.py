@@ -1,8 +1,8 @@
 """Fuzz target: random texts against the promises of the rewards. Run: `python tests/fuzz_rewards.py --seconds 60`.
 
-A text is glued from markers, digits, brackets, LaTeX, other scripts and mutations of the texts before it. What
-must hold for each: nothing is raised, outcomes are consistent, layout and thinking around a text change nothing, only
-the last statement is paid, time is bounded. The first text that breaks a promise ends the run.
+A text is a random sequence of markers, digits, brackets, LaTeX and other scripts, or a mutation of an earlier text. For
+each text nothing is raised, outcomes are consistent, layout and thinking around it change nothing, only the last
+statement is rewarded, and time is bounded. The first text that breaks a promise ends the run.
 """
 
 import argparse
@@ -23,149 +23,26 @@ from grpo_math.rewards import (
     think_answer_format,
 )
 
+# fmt: off
 PIECES = [
-    *(
-        "\\boxed{",
-        "\\fbox{",
-        "}",
-        "{",
-        "<answer>",
-        "</answer>",
-        "<think>",
-        "</think>",
-        "#### ",
-        "####",
-        "The answer is ",
-    ),
-    *(
-        "A: ",
-        "\nA: ",
-        "Answer:",
-        "answer",
-        "# Answer\n",
-        "**",
-        "*",
-        "`",
-        "```\n",
-        "|",
-        "<b>",
-        "</b>",
-        '{"answer": ',
-        "答案：",
-    ),
-    *(
-        "7",
-        "9",
-        "18",
-        "7.0",
-        "1,450",
-        "1 450",
-        ".5",
-        "0",
-        "00",
-        "1e3",
-        "½",
-        "²",
-        "７",
-        "٧",
-        "seven",
-        "twenty",
-        " million",
-    ),
-    *(
-        "-",
-        "–",
-        "−",
-        "+",
-        "*",
-        "/",
-        "x",
-        "×",
-        "÷",
-        "=",
-        "==",
-        "^",
-        "!",
-        "±",
-        "<",
-        ">",
-        "≠",
-        "%",
-        "$",
-        "€",
-        "(",
-        ")",
-        "[",
-        "]",
-    ),
-    *(
-        "\\frac{",
-        "}{",
-        "\\text{",
-        "\\times ",
-        "\\cdot ",
-        "\\sqrt{",
-        "\\,",
-        "\\(",
-        "\\)",
-        "\\$",
-        "\\",
-        "^{",
-        "<<1=1>>",
-        "~~",
-    ),
-    *(
-        " or ",
-        " and ",
-        " to ",
-        ", ",
-        "; ",
-        ". ",
-        ": ",
-        "\n",
-        "\n\n",
-        " ",
-        "\t",
-        "\u00a0",
-        "\u200b",
-        "&#36;",
-        "&minus;",
-    ),
-    *(
-        "eggs",
-        " not ",
-        "Wait, no. ",
-        "Step ",
-        "\nQuestion: ",
-        "none",
-        "nan",
-        "inf",
-        "<|im_end|>",
-        "\x00",
-        "\ud800",
-        "İ",
-        "é",
-    ),
+    "\\boxed{", "\\fbox{", "}", "{", "<answer>", "</answer>", "<think>", "</think>", "#### ", "####",
+    "The answer is ", "A: ", "\nA: ", "Answer:", "answer", "# Answer\n", "**", "*", "`", "```\n", "|", "<b>", "</b>",
+    '{"answer": ', "答案：", "7", "9", "18", "7.0", "1,450", "1 450", ".5", "0", "00", "1e3", "½", "²", "７", "٧",
+    "seven", "twenty", " million", "-", "–", "−", "+", "*", "/", "x", "×", "÷", "=", "==", "^", "!", "±", "<", ">",
+    "≠", "%", "$", "€", "(", ")", "[", "]", "\\frac{", "}{", "\\text{", "\\times ", "\\cdot ", "\\sqrt{", "\\,",
+    "\\(", "\\)", "\\$", "\\", "^{", "<<1=1>>", "~~", " or ", " and ", " to ", ", ", "; ", ". ", ": ", "\n", "\n\n",
+    " ", "\t", "\xa0", "\u200b", "&#36;", "&minus;", "eggs", " not ", "Wait, no. ", "Step ", "\nQuestion: ", "none",
+    "nan", "inf", "<|im_end|>", "\x00", "\ud800", "İ", "é",
 ]
 COUNTDOWN_PIECES = [
-    *"0123456789+-*/()= ",
-    "(3+5)*7",
-    "\\frac{",
-    "}{",
-    "}",
-    "×",
-    "**",
-    "//",
-    ".",
-    "\\boxed{",
-    "[",
-    "]",
-    "\n",
+    *"0123456789+-*/()= ", "(3+5)*7", "\\frac{", "}{", "}", "×", "**", "//", ".", "\\boxed{", "[", "]", "\n",
 ]
+# fmt: on
 STATUSES = {"ok", "none", "hedged", "malformed"}
 
 
-def glued(rng: random.Random, pieces: list[str], corpus: list[str]) -> str:
+def random_text(rng: random.Random, pieces: list[str], corpus: list[str]) -> str:
+    """A mutation of a text of the corpus, or a random sequence of pieces."""
     if corpus and rng.random() < 0.4:
         text = rng.choice(corpus)
         a, b = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
@@ -175,6 +52,7 @@ def glued(rng: random.Random, pieces: list[str], corpus: list[str]) -> str:
 
 
 def check_answer(text: str, rng: random.Random) -> None:
+    """Check the extraction and the GSM8K and format rewards on one text."""
     for allow_bare in (False, True):
         found = extract(text, allow_bare=allow_bare)
         assert found.status in STATUSES, found
@@ -196,6 +74,7 @@ def check_answer(text: str, rng: random.Random) -> None:
 
 
 def check_expression(text: str, rng: random.Random) -> None:
+    """Check the evaluation and the Countdown rewards on one text."""
     nums = [rng.randint(0, 9) for _ in range(rng.randint(0, 5))]
     for mode in ("all", "subset"):
         value, status = evaluate(text, nums, mode)
@@ -211,14 +90,18 @@ def check_expression(text: str, rng: random.Random) -> None:
 
 
 def fuzz(seconds: float, seed: int) -> int:
-    """How many texts were checked. Raises on the first one that breaks a promise, with the text in the message."""
+    """Check random texts and return their number.
+
+    Raises:
+        `AssertionError`: for the first text that breaks a promise; the message contains the text.
+    """
     rng = random.Random(seed)
     corpus: list[str] = []
     ends = time.monotonic() + seconds
     checked = 0
     while time.monotonic() < ends:
         check, pieces = rng.choice(((check_answer, PIECES), (check_expression, COUNTDOWN_PIECES)))
-        text = glued(rng, pieces, corpus)
+        text = random_text(rng, pieces, corpus)
         started = time.process_time()
         try:
             check(text, rng)
