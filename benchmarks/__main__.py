@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [options]` runs `benchmarks/NAME.py`."""
+"""`python -m benchmarks NAME [options]` runs `main` of `benchmarks/NAME.py` or of the package `benchmarks/NAME`."""
 
 import importlib
 import sys
@@ -6,12 +6,15 @@ from pathlib import Path
 
 
 def available() -> dict[str, str]:
-    """Name -> first docstring line of every benchmark (a module of this folder that defines `main`)."""
+    """Name -> first docstring line of every benchmark: each module and package of this folder that defines `main`."""
     names = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    modules = {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    modules |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
+    for name, path in sorted(modules.items()):
         source = path.read_text(encoding="utf-8")
-        if not path.stem.startswith("_") and "\ndef main(" in source:
-            names[path.stem] = source.split('"""')[1].strip().splitlines()[0]
+        if "\ndef main(" in source:
+            names[name] = source.split('"""')[1].strip().splitlines()[0]
     return names
 
 

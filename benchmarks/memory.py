@@ -1,8 +1,8 @@
 """Predicted peak memory of the 8 GB recipes, and prediction against torch's profiler on real CPU steps.
 
-The comparison runs small shapes for real (weights, bitsandbytes' quantization and optimizers included) and follows the
-profiler's record of every allocation; the prediction runs the same step on fake tensors with the CUDA stand-ins off.
-`--recipes` and `--cpu` run one half and only print it. The comparison on a GPU is `python -m benchmarks gpu`.
+The comparison runs small shapes on real tensors, with bitsandbytes' quantization and optimizers, and adds up the
+allocations that the profiler records. The prediction runs the same step on fake tensors, without the patches that stand in
+for CUDA. `--recipes` and `--cpu` run one half and only print it. `python -m benchmarks gpu` compares on a GPU.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from transformers import Qwen2Config
 from benchmarks import common
 from benchmarks.plain import RECIPES, eight_gb_recipes
 from grpo_math import memory
-from grpo_math.dry_run import dry_run
+from grpo_math.memory.step import run_one_step
 from grpo_math.recipe import load_recipe
 
 PROMPT_LENGTH = 32
@@ -68,16 +68,16 @@ def shape_folder(folder: Path) -> Path:
 
 
 def compare_on_cpu(case: str, model: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Peaks of each phase in bytes, predicted and as torch's profiler saw them."""
+    """Peaks of each phase in bytes, predicted and recorded by torch's profiler."""
     values = {**COMMON, **CPU_CASES[case], "model_name_or_path": str(model)}
     recipe = load_recipe(RECIPES / "gsm8k.yaml", memory.as_arguments(values))
     config = memory.model_config(recipe)
-    predicted = dry_run(recipe, config, PROMPT_LENGTH, cuda=False)
+    predicted = run_one_step(recipe, config, PROMPT_LENGTH, cuda=False)
     return predicted.peaks, memory.profiled_peaks(recipe, config, PROMPT_LENGTH)
 
 
 def cpu_table(found: dict[str, tuple[dict, dict]]) -> str:
-    """Predicted and measured, of the whole step and of each phase."""
+    """Markdown table of predicted and measured peaks, of the whole step and of each phase."""
     rows = []
     for case, (predicted, measured) in found.items():
         whole = [max(peaks.values()) for peaks in (predicted, measured)]
@@ -88,7 +88,7 @@ def cpu_table(found: dict[str, tuple[dict, dict]]) -> str:
 
 
 def recipe_table(found: dict[str, memory.Prediction]) -> str:
-    """Predicted peaks of the recipes."""
+    """Markdown table of the recipes' predicted peaks."""
     rows = []
     for name, prediction in found.items():
         cells = [memory.gib(prediction.peaks.get(phase, 0)) for phase in SHOWN]
@@ -96,17 +96,17 @@ def recipe_table(found: dict[str, memory.Prediction]) -> str:
         total = f"**{memory.gib(prediction.total)}**"
         rows.append([f"`{name}`", prediction.model, prediction.prompt_length, *cells, paged, total])
     header = ["recipe", "model", "longest prompt", *SHOWN]
-    return common.table([*header, "paged states beside", "all told, GiB"], rows)
+    return common.table([*header, "paged states on top", "total, GiB"], rows)
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", action="store_true", help="only the recipes")
     parser.add_argument("--cpu", action="store_true", help="only the comparison")
-    asked = parser.parse_args(argv)
-    both = asked.recipes == asked.cpu
+    args = parser.parse_args(argv)
+    both = args.recipes == args.cpu
     text, data = ["# Memory", "", common.machine_line()], {}
-    if both or asked.recipes:
+    if both or args.recipes:
         found = {}
         for path in eight_gb_recipes():
             found[path.name] = memory.predict(path)
@@ -115,10 +115,10 @@ def main(argv: list[str]) -> int:
         text += ["", "## The recipes, predicted", "", recipe_table(found), ""]
         text += [
             "GiB at the peak of each phase as torch's allocator counts them, every prompt and completion of the greatest "
-            f"length. All told = {memory.OVERHEAD_FACTOR} x the highest peak + {memory.gib(memory.OVERHEAD_BYTES)}: "
+            f"length. Total = {memory.OVERHEAD_FACTOR} x the highest peak + {memory.gib(memory.OVERHEAD_BYTES)}: "
             "fragmentation, CUDA context and libraries, not calibrated on a card yet."
         ]
-    if both or asked.cpu:
+    if both or args.cpu:
         with tempfile.TemporaryDirectory() as temporary:
             model = shape_folder(Path(temporary))
             compared = {case: compare_on_cpu(case, model) for case in CPU_CASES}

@@ -1,6 +1,7 @@
 """Shared fixtures. Nothing here needs a GPU, a hub or data outside the repository."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+GSM8K = ROOT / "recipes" / "gsm8k.yaml"
+sys.path.insert(0, str(ROOT))  # `benchmarks` is not part of the installed package
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,6 +73,44 @@ def tiny_recipe():
 def short():
     """Overrides that make a run of any recipe take seconds."""
     return ["--max_steps", "2", "--logging_steps", "1", "--heldout_size", "4", "--heldout_generations", "2"]
+
+
+@pytest.fixture(scope="session")
+def small_shape(tmp_path_factory):
+    """A folder with the configuration of a model of three small layers."""
+    from benchmarks.memory import shape_folder
+
+    return shape_folder(tmp_path_factory.mktemp("shape"))
+
+
+@pytest.fixture
+def small_values(small_shape):
+    """Overrides that give gsm8k.yaml the small shape and 4 x 4 rows of 32 + 24 tokens, on a CPU."""
+    from benchmarks.memory import COMMON
+
+    return {**COMMON, "model_name_or_path": small_shape, "gradient_accumulation_steps": 4, "heldout_size": 0}
+
+
+@pytest.fixture
+def small_argv(small_values):
+    """The words of `small_values` for a prediction, which needs no `--use_cpu`."""
+    from grpo_math.memory import as_arguments
+
+    return as_arguments({name: value for name, value in small_values.items() if name != "use_cpu"})
+
+
+@pytest.fixture(scope="session")
+def saved_adapter(tmp_path_factory, small_shape):
+    """The folder of an adapter on the small shape, with a higher rank than the recipe's own."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base = tmp_path_factory.mktemp("base")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_shape)).save_pretrained(base)
+    folder = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(r=64, target_modules="all-linear")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

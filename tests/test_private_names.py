@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 from functools import reduce
+from pathlib import Path
 
 import bitsandbytes  # noqa: F401  (registers its operations)
 import pytest
@@ -18,7 +19,9 @@ from grpo_math.trainer import GRPOMathTrainer
 
 FILES = sorted((ROOT / "grpo_math").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-LISTED = sorted({name for table in (PRIVATE_NAMES, patches.PRIVATE_NAMES) for names in table.values() for name in names})
+LISTED = sorted(
+    {name for table in (PRIVATE_NAMES, patches.PRIVATE_NAMES) for names in table.values() for name in names}
+)
 # Calls that replace the name that they are given as a text
 REPLACES = {"patch", "object", "setattr"}
 # Documented interfaces: of named tuples, of loggers
@@ -37,9 +40,8 @@ def own_names() -> set[str]:
             own.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             own.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(node.value, ast.Name) and node.value.id == "self":
-                own.add(node.attr)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            own.add(node.attr)
     return own
 
 
@@ -77,6 +79,25 @@ def test_patches_are_made_in_one_file():
     assert patching == {"patches.py"}
 
 
+def test_what_the_patches_replace_is_listed():
+    listed = {re.split(r"[.:]", name)[-1] for name in LISTED}
+    replaced = set()
+    for node in ast.walk(ast.parse(Path(patches.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("mock.patch"):
+            replaced.add(ast.unparse(node.args[-2]).strip("'").rpartition(".")[2])
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            replaced |= {node.attr} if ast.unparse(node.value) in ("trainer", "trainer.accelerator") else set()
+    # `name` loops over the two kernels; TRL's `eos_token_ids` is public and no method; its module has `triton` only
+    # where Triton is installed
+    assert replaced - {"name", "eos_token_ids", "triton"} - PUBLIC <= listed
+
+
+@pytest.mark.parametrize("table", [PRIVATE_NAMES, patches.PRIVATE_NAMES], ids=["package", "memory"])
+def test_each_listed_name_stands_under_its_library(table):
+    for library, names in table.items():
+        assert {re.split(r"[.:]", name)[0] for name in names} == {library}
+
+
 @pytest.fixture(scope="module")
 def stock_trainer(tmp_path_factory):
     args = GRPOConfig(str(tmp_path_factory.mktemp("stock")), use_cpu=True, bf16=False, report_to="none")
@@ -97,7 +118,9 @@ def test_every_listed_name_exists(name, stock_trainer):
 
 
 def test_every_override_of_a_private_method_is_listed():
-    overridden = {name for name in vars(GRPOMathTrainer) if is_private(name) and callable(getattr(GRPOTrainer, name, None))}
+    overridden = {
+        name for name in vars(GRPOMathTrainer) if is_private(name) and callable(getattr(GRPOTrainer, name, None))
+    }
     assert {f"trl:GRPOTrainer.{name}" for name in overridden} <= set(PRIVATE_NAMES["trl"])
     assert len(overridden) == 8
 
