@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPES, ROOT
+from benchmarks.configurations import CLEARLY, OUT_OF_MEMORY, PARTS, TINY_SIZES, configurations, judge
+from benchmarks.throughput import throughput
+from conftest import RECIPES
 
+from benchmarks import gpu
+from benchmarks.gpu import gradients as gradients_part
+from benchmarks.gpu.children import Children, workers
+from benchmarks.gpu.command_line import parse
+from benchmarks.gpu.report import card_name, failed, markdown
+from benchmarks.gpu.run import read_run, real_steps
+from benchmarks.gpu.trainers import fixed_completions
 from grpo_math import memory
 from grpo_math.memory import GIB
 from grpo_math.recipe import load_recipe
-
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import gpu
 
 TINY = {"device": "cpu", "tiny": True, "cap": 8.0, "steps": 2}
 
@@ -24,16 +29,16 @@ TINY = {"device": "cpu", "tiny": True, "cap": 8.0, "steps": 2}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_cuda_it_says_so_and_writes_nothing(tmp_path, capsys):
+def test_without_cuda_nothing_is_written(tmp_path, capsys):
     assert gpu.main(["--out", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "no CUDA device" in said
-    assert "--device cpu --tiny" in said
+    output = capsys.readouterr().err
+    assert "no CUDA device" in output
+    assert "--device cpu --tiny" in output
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--device", "cpu"], "add --tiny"),
         (["--minutes", "0"], "0 is not a number above 0"),
@@ -44,62 +49,62 @@ def test_without_cuda_it_says_so_and_writes_nothing(tmp_path, capsys):
         (["--model", "."], "--model without --data"),
     ],
 )
-def test_a_wrong_argument_is_named_with_its_value(argv, said, capsys, no_local_data):
+def test_a_wrong_argument_is_named_with_its_value(argv, message, capsys, no_local_data):
     with pytest.raises(SystemExit) as stopped:
-        gpu.parse(argv)
+        parse(argv)
     assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_parts_keep_their_order_and_folders_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    asked = gpu.parse(["--parts", "real", "memory", "--model", "model", "--data", ".", "--out", "results"])
-    assert asked.parts == ["memory", "real"]
-    assert (asked.model, asked.data, asked.out) == (str(tmp_path / "model"), str(tmp_path), tmp_path / "results")
+    args = parse(["--parts", "real", "memory", "--model", "model", "--data", ".", "--out", "results"])
+    assert args.parts == ["memory", "real"]
+    assert (args.model, args.data, args.out) == (str(tmp_path / "model"), str(tmp_path), tmp_path / "results")
 
 
 # --- what is run ------------------------------------------------------------------------------------------------------
 
 
 def test_every_8_gb_recipe_is_measured_and_small_models_come_first():
-    found = gpu.configurations(["memory"])
+    found = configurations(["memory"])
     assert sorted(c.name for c in found) == [p.name for p in RECIPES if p.name != "countdown_tiny.yaml"]
     assert found[-1].name == "gsm8k_7b_qlora.yaml"
     assert all(c.changes == {} for c in found)
     assert {c.prompt_length for c in found if "countdown" in c.name} == {memory.LONGEST_PROMPT["countdown"]}
-    assert [c.kind for c in gpu.configurations(["oom"])] == ["oom"] * len(gpu.OUT_OF_MEMORY)
+    assert [c.kind for c in configurations(["oom"])] == ["oom"] * len(OUT_OF_MEMORY)
 
 
-@pytest.mark.parametrize("configuration", gpu.configurations(["oom"]), ids=lambda c: c.name)
-def test_overrides_that_run_out_of_memory_are_a_recipe_that_trl_takes(configuration):
+@pytest.mark.parametrize("configuration", configurations(["oom"]), ids=lambda c: c.name)
+def test_overrides_that_run_out_of_memory_are_a_valid_recipe(configuration):
     recipe = load_recipe(configuration.path, memory.as_arguments(configuration.changes), planned=True)
     kept = {**vars(recipe.task), **vars(recipe.model), **vars(recipe.training)}
     assert {name: getattr(kept[name], "value", kept[name]) for name in configuration.changes} == configuration.changes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("configuration", gpu.configurations(["oom"]), ids=lambda c: c.name)
-def test_what_has_to_run_out_needs_clearly_more_than_the_cap(configuration):
+@pytest.mark.parametrize("configuration", configurations(["oom"]), ids=lambda c: c.name)
+def test_oom_configurations_need_clearly_more_than_the_cap(configuration):
     argv = memory.as_arguments(configuration.changes)
     predicted = memory.predict(configuration.path, argv, configuration.prompt_length)
-    assert predicted.peak >= gpu.CLEARLY * memory.DEFAULT_VRAM * GIB
+    assert predicted.peak >= CLEARLY * memory.DEFAULT_VRAM * GIB
 
 
-def test_a_large_card_measures_several_at_once_and_a_small_one_one():
-    assert gpu.workers(16, 79.0, 8.0) == (8, 7)
-    assert gpu.workers(8, 7.6, 7.6) == (1, 6)
-    assert gpu.workers(2, 79.0, 8.0) == (1, 1)
-    assert gpu.workers(4, None, 8.0) == (1, 2)
-    assert gpu.workers(16, 79.0, 8.0, asked=2) == (2, 13)
+def test_large_card_measures_several_at_once_and_small_card_one():
+    assert workers(16, 79.0, 8.0) == (8, 7)
+    assert workers(8, 7.6, 7.6) == (1, 6)
+    assert workers(2, 79.0, 8.0) == (1, 1)
+    assert workers(4, None, 8.0) == (1, 2)
+    assert workers(16, 79.0, 8.0, requested=2) == (2, 13)
 
 
-def test_the_real_run_has_the_steps_that_the_time_is_enough_for():
+def test_real_run_has_the_steps_that_fit_into_the_time():
     timed = {"contenders": {"ours": {"steps": [{"generation": 5.0, "rest": 2.0}] * 3}}}
-    assert gpu.real_steps(20, 1000.0, timed, heldout_batches=4) == 20
-    assert gpu.real_steps(20, 40 + 4 * 5 + 7 * 6 + 1, timed, heldout_batches=4) == 6
-    assert gpu.real_steps(20, 30.0, timed, heldout_batches=4) == 0
-    assert gpu.real_steps(20, 30.0, {"error": "exit code 1"}, heldout_batches=4) == 20
+    assert real_steps(20, 1000.0, timed, heldout_batches=4) == 20
+    assert real_steps(20, 40 + 4 * 5 + 7 * 6 + 1, timed, heldout_batches=4) == 6
+    assert real_steps(20, 30.0, timed, heldout_batches=4) == 0
+    assert real_steps(20, 30.0, {"error": "exit code 1"}, heldout_batches=4) == 20
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -119,24 +124,24 @@ def measurement(gib, ran_out=None, device="Some GPU"):
     ("predicted", "ran_out", "right"),
     [(4.0, None, True), (4.0, "training", False), (9.0, "generation", True), (9.0, None, False)],
 )
-def test_a_verdict_is_right_when_what_fits_runs_and_what_does_not_runs_out(predicted, ran_out, right):
-    verdict = gpu.judge(prediction(predicted), measurement(5.0, ran_out), 8.0)
+def test_verdict_is_right_when_it_matches_the_measurement(predicted, ran_out, right):
+    verdict = judge(prediction(predicted), measurement(5.0, ran_out), 8.0)
     assert verdict["right"] is right
     assert (verdict["ratio"] is None) == (ran_out is not None)
 
 
 def test_the_ratio_is_of_the_highest_peaks_and_of_each_phase():
-    verdict = gpu.judge(prediction(4.0), measurement(5.0), 8.0)
+    verdict = judge(prediction(4.0), measurement(5.0), 8.0)
     assert verdict["ratio"] == pytest.approx(0.8)
     assert verdict["phases"] == pytest.approx({"load": 1.0, "generation": 1.0, "training": 0.8})
-    assert gpu.judge(prediction(4.0), measurement(5.0, device="cpu"), 8.0)["right"] is None
+    assert judge(prediction(4.0), measurement(5.0, device="cpu"), 8.0)["right"] is None
 
 
 # --- children ---------------------------------------------------------------------------------------------------------
 
 
 def test_stopping_ends_a_child_and_what_it_has_started(tmp_path):
-    children = gpu.Children(600, {})
+    children = Children(600, {})
     code = (
         "import pathlib, subprocess, sys\n"
         "grandchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -150,20 +155,20 @@ def test_stopping_ends_a_child_and_what_it_has_started(tmp_path):
         thread.join(0.05)
         assert thread.is_alive()
     children.stop()
-    thread.join(60)  # its output ends only when the grandchild, which has inherited it, has ended too
+    thread.join(60)  # the output ends only when the grandchild, which has inherited it, ends
     assert not thread.is_alive()
     assert found == [(None, "", "")]
     assert children.run([sys.executable, "-c", "print(1)"]) == (None, "", "")
 
 
 def test_when_the_time_is_up_a_child_is_ended_and_no_other_begun():
-    children = gpu.Children(1.0, {})
+    children = Children(1.0, {})
     assert children.run([sys.executable, "-c", "import time; time.sleep(600)"])[0] is None
     assert children.ask({"part": "machine"}) == {"skipped": "no time left"}
 
 
-def test_a_part_that_fails_answers_with_its_last_words(capfd):
-    answer = gpu.Children(600, {}).ask({"part": "nothing"})
+def test_failed_part_answers_with_its_last_error_line(capfd):
+    answer = Children(600, {}).ask({"part": "nothing"})
     assert answer == {"error": "exit code 1: KeyError: 'nothing'"}
     assert "Traceback" in capfd.readouterr().err
 
@@ -173,7 +178,7 @@ def test_a_part_that_fails_answers_with_its_last_words(capfd):
 
 @pytest.fixture(scope="module")
 def gradients():
-    return gpu.gradients(TINY)
+    return gradients_part.gradients(TINY)
 
 
 def lines(found):
@@ -185,10 +190,10 @@ def test_gradient_of_ours_is_stocks_in_float32(gradients):
     assert line["relative"] < 1e-5
     assert line["cosine"] == pytest.approx(1, abs=1e-6)
     assert gradients["norm"] > 0
-    assert gradients["skipped_rows"] == gpu.TINY_SIZES.rows / 2
+    assert gradients["skipped_rows"] == TINY_SIZES.rows / 2
 
 
-def test_gradient_of_ours_is_as_far_from_stocks_in_half_precision_as_another_row_order(gradients):
+def test_half_precision_gradients_differ_no_more_than_between_row_orders(gradients):
     noise = lines(gradients)["stock, rows in another order", "stock"]["relative"]
     # On a CPU without bfloat16 both are round-off of float32
     assert lines(gradients)["ours", "stock"]["relative"] < max(3 * noise, 1e-5)
@@ -197,21 +202,21 @@ def test_gradient_of_ours_is_as_far_from_stocks_in_half_precision_as_another_row
 
 def test_gradients_of_other_completions_are_told_apart(tmp_path, monkeypatch):
     job = {**TINY, "part": "gradients"}
-    gradient, _ = gpu.accumulated_gradient(False, job, tmp_path, float32=True)
-    completions = gpu.fixed_completions(gpu.TINY_SIZES)
-    monkeypatch.setattr(gpu, "fixed_completions", lambda sizes: completions[::-1])
-    other, _ = gpu.accumulated_gradient(False, job, tmp_path, float32=True)
+    gradient, _ = gradients_part.accumulated_gradient(False, job, tmp_path, float32=True)
+    completions = fixed_completions(TINY_SIZES)
+    monkeypatch.setattr(gradients_part, "fixed_completions", lambda sizes: completions[::-1])
+    other, _ = gradients_part.accumulated_gradient(False, job, tmp_path, float32=True)
     assert (other - gradient).norm() / gradient.norm() > 0.1
 
 
 def test_throughput_times_each_step_of_stock_and_ours():
-    found = gpu.throughput(TINY)
+    found = throughput(TINY)
     assert list(found["contenders"]) == ["stock", "ours", "stock again"]
     for contender in found["contenders"].values():
         assert len(contender["steps"]) == TINY["steps"]  # the first one is not counted
         assert all(step["generation"] > 0 and step["rest"] > 0 for step in contender["steps"])
-        assert contender["mean_length"] == gpu.TINY_SIZES.completion
-    assert found["contenders"]["ours"]["skipped_rows"] == gpu.TINY_SIZES.rows / 2
+        assert contender["mean_length"] == TINY_SIZES.completion
+    assert found["contenders"]["ours"]["skipped_rows"] == TINY_SIZES.rows / 2
     assert found["contenders"]["stock"]["skipped_rows"] is None
 
 
@@ -228,7 +233,7 @@ def test_everything_runs_on_a_cpu_and_is_written(tmp_path, small_chat_model, gsm
     assert str(tmp_path) not in json.dumps(result["real"])
     assert [skipped["what"] for skipped in result["skipped"]] == ["oom"]
     text = (tmp_path / "results" / "gpu-cpu-tiny.md").read_text()
-    assert text == gpu.markdown(result) + "\n"
+    assert text == markdown(result) + "\n"
     for title in ("The 8 GB recipes", "Gradients of ours", "Tokens a second", "A short real run", "Skipped"):
         assert f"## {title}" in text
 
@@ -238,11 +243,11 @@ def test_everything_runs_on_a_cpu_and_is_written(tmp_path, small_chat_model, gsm
 
 def recipe_record(name, predicted, measured):
     record = {"name": name, "kind": "recipe", "path": name, "changes": {}, "predicted": predicted, "measured": measured}
-    return {**record, "verdict": gpu.judge(predicted, measured, 8.0)}
+    return {**record, "verdict": judge(predicted, measured, 8.0)}
 
 
 def a_result():
-    """As a card would give it: a peak that is 20 % off, a wrong verdict, a failed and an unfinished configuration."""
+    """A card's result with a peak that is 20 % off, a wrong verdict, and a failed and an unfinished configuration."""
     steps = [{"generation": g, "rest": r} for g, r in ((8.0, 4.0), (6.0, 2.0), (7.0, 3.0))]
     half = [{"generation": s["generation"] / 2, "rest": s["rest"]} for s in steps]
     contender = {"peak": 2 * GIB, "mean_length": 256.0, "skipped_rows": None}
@@ -254,7 +259,7 @@ def a_result():
     return {
         "card": "NVIDIA GeForce RTX 4060",
         "line": "NVIDIA GeForce RTX 4060, Python 3.12.",
-        "parts": list(gpu.PARTS),
+        "parts": list(PARTS),
         "cap": 8.0,
         "measured_at_once": 1,
         "seconds": 500,
@@ -284,7 +289,7 @@ def a_result():
 
 
 def test_markdown_holds_the_figures_of_every_part():
-    text = gpu.markdown(a_result())
+    text = markdown(a_result())
     assert "1 of 2 peaks within 5 % of the measured one (ratios 0.800 to 1.000)" in text
     assert "| `off.yaml` | 4.00 | 5.00 | **0.800** | 1.000 | 0.800 | 6.00 | 4.82 | fits | right |" in text
     assert "| `broken.yaml` | exit code 1: PredictionError: no |" in text
@@ -309,22 +314,22 @@ def test_markdown_holds_the_figures_of_every_part():
 def test_markdown_of_a_result_that_has_only_begun_or_failed():
     whole = a_result()
     begun = {name: whole[name] for name in ("card", "line", "cap", "seconds", "skipped")}
-    assert "##" not in gpu.markdown({**begun, "skipped": []})
+    assert "##" not in markdown({**begun, "skipped": []})
     cut = {**begun, "real": {**whole["real"], "summary": None}}
-    assert "stopped after 4 of 4 steps, mean reward 0.150" in gpu.markdown(cut)
+    assert "stopped after 4 of 4 steps, mean reward 0.150" in markdown(cut)
     broken = {**whole, "gradients": {"error": "exit code 1: OutOfMemoryError: CUDA out of memory"}}
-    assert "exit code 1: OutOfMemoryError" in gpu.markdown(broken)
-    assert gpu.failed(broken) == ["broken.yaml (predicted)", "gradients"]
-    assert gpu.failed(begun) == []
+    assert "exit code 1: OutOfMemoryError" in markdown(broken)
+    assert failed(broken) == ["broken.yaml (predicted)", "gradients"]
+    assert failed(begun) == []
 
 
 def test_a_run_is_read_whether_it_ended_or_not(tmp_path):
-    assert gpu.read_run(tmp_path) == {"summary": None, "rewards": []}
+    assert read_run(tmp_path) == {"summary": None, "rewards": []}
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "loss": 0.0}\n')
     (tmp_path / "summary.json").write_text(json.dumps({"model": str(Path("/some/where/SmolLM2")), "steps": 2}))
-    assert gpu.read_run(tmp_path) == {"summary": {"model": "SmolLM2", "steps": 2}, "rewards": [0.5]}
+    assert read_run(tmp_path) == {"summary": {"model": "SmolLM2", "steps": 2}, "rewards": [0.5]}
 
 
 def test_a_card_names_its_file():
-    assert gpu.card_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
-    assert gpu.card_name("NVIDIA GeForce RTX 4060 (Laptop)") == "nvidia-geforce-rtx-4060-laptop"
+    assert card_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert card_name("NVIDIA GeForce RTX 4060 (Laptop)") == "nvidia-geforce-rtx-4060-laptop"
