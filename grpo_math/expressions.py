@@ -1,12 +1,12 @@
-r"""Countdown arithmetic: tokenise, parse and evaluate an expression exactly, without ever running it as code.
+r"""Countdown arithmetic: tokenise, parse and evaluate an expression exactly, without running it as code.
 
 A Countdown problem gives a few integers and a target; the answer is an expression over these integers. One real row of
 `Jiayi-Pan/Countdown-Tasks-3to4`: `{"nums": [44, 19, 35], "target": 98}`, solved by `44 + 19 + 35`.
 
-The language is as small as the game: decimal integers, `+ - * /`, signs, parentheses. Other spellings of a symbol are
-read as that symbol: `x × · ⋅ ∗ ÷ ∕ − \times \cdot \div \frac{a}{b}`, square and curly brackets, other scripts' digits,
-math delimiters (`$`, `\(`, `\boxed{}`). Anything else (calls, names, `//`, `**`, `%`, `!`, decimals, `1_0`, implicit
-multiplication) is not an expression.
+The language is as small as the game: decimal integers, `+ - * /`, signs, parentheses. It reads other spellings of a
+symbol as that symbol: `x × · ⋅ ∗ ÷ ∕ − \times \cdot \div \frac{a}{b}`, square and curly brackets, other scripts' digits.
+Math delimiters (`$`, `\(`, `\boxed{}`) are layout. Anything else is malformed: calls, names, `//`, `**`, `%`, `!`,
+decimals, `1_0`, implicit multiplication.
 
 ```python
 >>> from grpo_math.expressions import evaluate
@@ -24,13 +24,13 @@ from typing import NamedTuple
 
 MODES = ("all", "subset")
 
-# No Countdown number comes near this; a longer run of digits is refused before it is turned into an int.
+# More digits than any Countdown number has. A longer number is malformed, and never becomes an int.
 _MAX_DIGITS = 18
 _MAX_LENGTH = 10_000
 
 _TOKEN = re.compile(r"\d+|\S")
 
-# The same symbol in another script or typeface. One character becomes one character or nothing (None).
+# The same symbol in another script or typeface. None deletes a character.
 _SYMBOLS = str.maketrans(
     {
         **dict.fromkeys("×∗⋅·∙•✕✖＊", "*"),
@@ -45,7 +45,7 @@ _SYMBOLS = str.maketrans(
     }
 )
 
-# LaTeX: operators by their names, layout commands by nothing. `\frac` and `\boxed` need their braces and come later.
+# LaTeX commands: operators become symbols, layout becomes white space. `\frac` and `\boxed` are handled with their braces.
 _LATEX = {
     **dict.fromkeys(("times", "cdot", "ast"), "*"),
     "div": "/",
@@ -58,15 +58,15 @@ _LABEL = re.compile(r"\s*(?:(?:final|the)\s+)?(?:expression|equation|answer|solu
 
 
 class Evaluation(NamedTuple):
-    """What became of an expression.
+    """The result of an evaluation.
 
     Attributes:
         value (`Fraction` or `None`):
             The exact value; `None` unless `status` is `"ok"`.
         status (`str`):
-            `"ok"`, or why there is no value: `"none"` (nothing but white space), `"malformed"` (not an expression of
-            the game), `"numbers"` (well formed or not, it uses other numbers than it may), `"undefined"` (division by
-            zero), `"claim"` (ends in `= n` and its value is not n). Longer than 10,000 characters is `"malformed"`.
+            `"ok"`, or why there is no value: `"none"` (only white space), `"malformed"` (not an expression of the
+            game, or longer than 10,000 characters), `"numbers"` (well formed or not, it uses other numbers than it
+            may), `"undefined"` (division by zero), `"claim"` (ends in `= n`, but its value is not n).
     """
 
     value: Fraction | None
@@ -79,18 +79,18 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all", spellings: bool 
 
     Args:
         expr (`str`):
-            The expression alone, e.g. `"(3+5)*7"`, `"(3 + 5) \times 7 = 56"`. A suffix `= n` (or prefix `n =`) is
-            allowed and must be true; a label such as `Expression:` and a final `.` or `;` are layout.
+            The expression alone, e.g. `"(3+5)*7"`, `"(3 + 5) \times 7 = 56"`. A suffix `= n` (or prefix `n =`) must be
+            true. A label such as `Expression:` and a final `.` or `;` are layout.
         nums (`Iterable[int]`):
             The numbers of the problem.
         mode (`str`, *optional*, defaults to `"all"`):
             `"all"`: every number exactly once. `"subset"`: each at most once.
         spellings (`bool`, *optional*, defaults to `True`):
             Whether other spellings of a symbol (`x × ÷ − \times \div \frac`, brackets, other scripts' digits) and
-            layout (a label, `$`, `**`, a final period) are read; `False` leaves digits, `+-*/()=` and white space.
+            layout (a label, `$`, `**`, a final period) count. `False` allows digits, `+-*/()=` and white space.
 
     Returns:
-        [`Evaluation`]: never raises on an expression, whatever it is; linear in its length.
+        [`Evaluation`]: for every expression, in time linear in its length.
 
     Raises:
         `ValueError`: for an unknown `mode`.
@@ -102,7 +102,7 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all", spellings: bool 
 
 
 def exact_value(expr: str, nums: Iterable[int], mode: str, spellings: bool = True) -> tuple[int | Fraction | None, str]:
-    """What [`evaluate`] returns, but that a whole number may still be an `int`."""
+    """Return the value and status of [`evaluate`]; a whole number may still be an `int`."""
     if len(expr) > _MAX_LENGTH:
         return None, "malformed"
     tokens = _tokenise(expr) if spellings else _TOKEN.findall(expr)
@@ -115,7 +115,7 @@ def exact_value(expr: str, nums: Iterable[int], mode: str, spellings: bool = Tru
             return None, "malformed"
     if not spellings and not _ALPHABET.issuperset("".join(tokens)):
         return None, "malformed"
-    # The numbers come before the arithmetic: what passes is as short as the problem, so the value stays small.
+    # Numbers are checked before the arithmetic: an expression that passes is as short as the problem, so its value is small.
     used = [token for token in tokens if token.isdecimal()]
     if not used:
         return None, "malformed"
@@ -131,7 +131,7 @@ def exact_value(expr: str, nums: Iterable[int], mode: str, spellings: bool = Tru
 
 
 def _tokenise(expr: str) -> list[str]:
-    """Integers and single characters, after other spellings are brought to `0-9 + - * / ( ) =`."""
+    """Return integers and single characters, with other spellings replaced by `0-9 + - * / ( ) =`."""
     if "\\" in expr or not expr.isascii():
         expr = _plain_symbols(expr)
     if _PLAIN.fullmatch(expr):
@@ -140,11 +140,11 @@ def _tokenise(expr: str) -> list[str]:
 
 
 _ALPHABET = frozenset("0123456789+-*/()=")
-_PLAIN = re.compile(r"(?!\s*\*)[\d+\-*/()=\s]*")  # one that begins with ** may be bold
+_PLAIN = re.compile(r"(?!\s*\*)[\d+\-*/()=\s]*")  # a leading ** may be bold
 
 
 def _plain_symbols(expr: str) -> str:
-    """LaTeX commands and Unicode symbols as ASCII; what has no ASCII spelling stays and is refused later."""
+    """Replace LaTeX commands and Unicode symbols by ASCII. Anything without an ASCII spelling stays, hence malformed."""
     expr = expr.translate(_SYMBOLS)
     if "\\" in expr:
         boxed = _BOXED.fullmatch(expr)
@@ -167,7 +167,7 @@ _BRACED = re.compile(r"\\[dtc]?frac\s*\{|\\(?:f?boxed|(?:text|math)(?:bf|rm)?)\s
 
 
 def _fractions_and_boxes(expr: str) -> str:
-    r"""`\frac{a}{b}` -> `((a)/(b))`, `\boxed{a}` -> `(a)`, in one pass with a stack of what each brace closes."""
+    r"""Replace `\frac{a}{b}` by `((a)/(b))` and `\boxed{a}` by `(a)`, in one pass with a stack of open braces."""
     open_braces: list[str] = []
 
     def replace(match: re.Match) -> str:
@@ -191,7 +191,7 @@ def _fractions_and_boxes(expr: str) -> str:
 
 
 def _without_layout(expr: str) -> str:
-    """Drop what surrounds an expression without being part of it: label, dollars, bold, final period; `x` is times."""
+    """Strip label, dollars, bold and final period from an expression, and replace the letter x by `*`."""
     expr = _LABEL.sub("", expr, count=1) if expr[:1].isspace() or expr[:1].isalpha() else expr
     expr = expr.strip().strip("$`\"'“”").strip()
     if expr.startswith("**") and expr.endswith("**"):
@@ -203,12 +203,12 @@ def _without_layout(expr: str) -> str:
 
 
 _BRACKETS = str.maketrans("[]{}", "()()")
-# the letter x between two operands; `0x3` is a number in another base, not a product
+# The letter x between two operands. `0x3` is a hexadecimal number, not a product.
 _LETTER_TIMES = re.compile(r"(?<=[\d)\s])(?<!\b0)[xX](?=[\d(\s])")
 
 
 def _split_claim(tokens: list[str]) -> tuple[list[str], int | None]:
-    """`expression = n` or `n = expression` -> (expression, n); n is None where there is no such reading."""
+    """Split `expression = n` or `n = expression` into (expression, n); n is `None` for any other equation."""
     at = tokens.index("=")
     left, right = tokens[:at], tokens[at + 1 :]
     if right[:1] == ["="]:
@@ -220,6 +220,7 @@ def _split_claim(tokens: list[str]) -> tuple[list[str], int | None]:
 
 
 def _signed_integer(tokens: list[str]) -> int | None:
+    """Return the integer that the tokens spell, or `None`."""
     sign, digits = (tokens[0], tokens[1:]) if tokens and tokens[0] in "+-" else ("", tokens)
     if len(digits) != 1 or not digits[0].isdecimal() or len(digits[0]) > _MAX_DIGITS:
         return None
@@ -227,7 +228,7 @@ def _signed_integer(tokens: list[str]) -> int | None:
 
 
 def _may_use(used: list[str], nums: Iterable[int], mode: str) -> bool:
-    """Whether the integers used are exactly (`all`) or at most (`subset`) those of the problem, each once."""
+    """Whether the integers are those of the problem, each once: all of them (`all`) or some of them (`subset`)."""
     if max(map(len, used)) > _MAX_DIGITS:
         return False
     integers = sorted(map(int, used))
@@ -245,9 +246,9 @@ _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "neg": 3}
 
 
 def _value(tokens: list[str]) -> int | Fraction | None:
-    """The value of an infix expression by the shunting-yard algorithm (Dijkstra 1961); None where it is not one.
+    """Evaluate an infix expression by the shunting-yard algorithm (Dijkstra 1961); `None` if it is malformed.
 
-    No recursion, so nesting costs nothing but its length. Raises `ZeroDivisionError`.
+    The algorithm is not recursive, so that deep nesting cannot overflow the stack. Raises `ZeroDivisionError`.
     """
     operands: list[int | Fraction] = []
     operators: list[str] = []
@@ -288,7 +289,7 @@ _BINARY = frozenset("+-*/")
 
 
 def _apply(operator: str, operands: list) -> None:
-    """Replace the top one or two operands by the operator's result; whole numbers stay ints, which is faster."""
+    """Replace the top one or two operands by the result of the operator. Whole numbers stay ints, which is faster."""
     right = operands.pop()
     if operator == "neg":
         operands.append(-right)

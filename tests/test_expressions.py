@@ -1,4 +1,4 @@
-"""Countdown expressions: what is one, what it is worth, which numbers it uses."""
+"""Countdown expressions: which are valid, their exact values, the numbers that they use."""
 
 import operator
 from fractions import Fraction
@@ -71,7 +71,7 @@ VALID = [
 
 
 @pytest.mark.parametrize(("expr", "nums", "expected"), VALID)
-def test_an_expression_has_its_exact_value(expr, nums, expected):
+def test_expression_has_its_exact_value(expr, nums, expected):
     assert evaluate(expr, nums) == (expected, "ok")
     assert type(evaluate(expr, nums).value) is Fraction
 
@@ -97,18 +97,18 @@ INVALID = [
 
 
 @pytest.mark.parametrize("expr", INVALID)
-def test_anything_else_is_no_expression(expr):
+def test_anything_else_has_no_value(expr):
     found = evaluate(expr, [2, 6])
     assert found.value is None
     assert found.status in ("malformed", "numbers")
 
 
 @pytest.mark.parametrize("expr", ["", " ", "\n\u200b"])
-def test_nothing_has_no_value(expr):
+def test_empty_expression_has_no_value(expr):
     assert evaluate(expr, [2, 6]) == Evaluation(None, "none")
 
 
-def test_numbers_are_used_as_the_mode_says():
+def test_mode_decides_which_numbers_may_be_used():
     for expr, in_all, in_subset in [
         ("2+6+9", "ok", "ok"),
         ("9+2+6", "ok", "ok"),
@@ -124,7 +124,7 @@ def test_numbers_are_used_as_the_mode_says():
     assert evaluate("3+3+3", [3, 3], mode="subset").status == "numbers"
 
 
-def test_other_spellings_are_an_option():
+def test_spellings_option_allows_other_symbols():
     for expr in (
         "2×6",
         "2 x 6",
@@ -142,12 +142,12 @@ def test_other_spellings_are_an_option():
     assert evaluate("-(2 + 6) = -8", [2, 6], spellings=False).value == -8
 
 
-def test_an_unknown_mode_is_an_error():
+def test_unknown_mode_raises_an_error():
     with pytest.raises(ValueError, match="mode is 'any'; it must be one of 'all', 'subset'"):
         evaluate("2+6", [2, 6], mode="any")
 
 
-def test_division_by_zero_and_a_false_claim_are_told_apart():
+def test_division_by_zero_and_a_false_claim_have_different_statuses():
     assert evaluate("2/(6-6)", [2, 6, 6]) == (None, "undefined")
     assert evaluate("0/0", [0, 0]) == (None, "undefined")
     assert evaluate("2+6=9", [2, 6]) == (None, "claim")
@@ -160,16 +160,16 @@ def test_values_are_exact():
 
 
 @pytest.mark.parametrize("expr", ["(" * 4000 + "7" + ")" * 4000, "-" * 8000 + "7", "\\frac{" * 1500 + "7"])
-def test_nesting_neither_raises_nor_recurses(expr):
+def test_deep_nesting_raises_nothing(expr):
     assert evaluate(expr, [7]).status in ("ok", "malformed")
 
 
 @pytest.mark.parametrize("expr", ["9**9**9**9", "9" * 10_000, "9*" * 4000 + "9", "75**100**4", "9!!!", "1e999999999"])
-def test_nothing_large_is_ever_computed(expr):
+def test_large_numbers_are_never_computed(expr):
     assert evaluate(expr, [9, 9, 9, 9]).value is None
 
 
-# --- properties: a tree is evaluated by its own slow reference, printed, and read back -------------------------------
+# --- properties: a slow reference evaluates a tree, which is then printed and parsed -----------------------------------
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 leaves = st.integers(0, 100)
@@ -177,7 +177,7 @@ trees = st.recursive(leaves, lambda node: st.tuples(st.sampled_from("+-*/"), nod
 
 
 def reference(tree):
-    """The value of a tree, None where it divides by zero."""
+    """The value of a tree, or None for a division by zero."""
     if isinstance(tree, int):
         return Fraction(tree)
     symbol, left, right = tree
@@ -234,8 +234,8 @@ def test_evaluation_never_raises_and_is_consistent(expr, nums):
 
 
 @given(st.text("0123456789+-*/() ", max_size=40))
-def test_agrees_with_python_wherever_python_reads_the_same_language(expr):
-    """Python's own reading is the reference for plain expressions: the same ones are valid, with the same value."""
+def test_evaluation_agrees_with_python_on_plain_expressions(expr):
+    """Python accepts the same plain expressions and gives them the same values."""
     numbers_used = [int(n) for n in "".join(c if c.isdigit() else " " for c in expr).split()]
     tame = "**" not in expr.replace(" ", "") and "//" not in expr.replace(" ", "") and "(" not in expr
     leading_zero = any(len(n) > 1 and n[0] == "0" for n in "".join(c if c.isdigit() else " " for c in expr).split())

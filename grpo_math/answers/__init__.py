@@ -26,8 +26,8 @@ Extraction(value=Fraction(18, 1), status='ok', form='boxed', span=(62, 67))
 'hedged'
 ```
 
-Arrows between the files point one way: `final -> reading -> hedging -> numbers -> tokens -> words`; the first three also
-import `markers`.
+The files import each other in one direction: `final -> reading -> hedging -> numbers -> tokens, words`. The first three
+also import `markers`.
 """
 
 from grpo_math.answers.final import Extraction, extract, first_stated, hide_thinking, statement

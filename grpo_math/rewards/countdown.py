@@ -18,6 +18,8 @@ _EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
 
 
 class _CountdownAccuracy(MathReward):
+    """Compares the value of the final expression with the target, see [`get_countdown_accuracy`]."""
+
     statuses = (*MathReward.statuses, "numbers", "undefined", "claim")
 
     def __init__(self, name: str, mode: str, forms: Sequence[str], allow_bare: bool, spellings: bool):
@@ -79,6 +81,8 @@ class _CountdownAccuracy(MathReward):
 
 
 class _CountdownProximity(_CountdownAccuracy):
+    """Rewards the distance of the final expression from the target, see [`get_countdown_proximity`]."""
+
     @staticmethod
     def _score(value: int | Fraction, target: int) -> float:
         scale = max(abs(Fraction(target)), 1)

@@ -10,6 +10,8 @@ _WANTED_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
 
 class _ThinkAnswerFormat(MathReward):
+    """Requires one thinking block and one answer, see [`think_answer_format`]."""
+
     statuses = ("ok", "malformed")
 
     def __call__(

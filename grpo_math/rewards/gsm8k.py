@@ -9,6 +9,8 @@ from grpo_math.rewards.base import Log, MathReward, Metric, checked_forms, compl
 
 
 class _GSM8KAccuracy(MathReward):
+    """Compares the final answer with the gold answer as exact numbers, see [`get_gsm8k_accuracy`]."""
+
     def __init__(self, name: str, forms: Sequence[str], allow_bare: bool):
         super().__init__(name)
         self.forms = checked_forms(forms, FORMS, allow_bare)
@@ -50,6 +52,8 @@ class _GSM8KAccuracy(MathReward):
 
 
 class _GSM8KExactMatch(_GSM8KAccuracy):
+    """Compares the final answer with the gold answer as strings, see [`get_gsm8k_exact_match`]."""
+
     @staticmethod
     def _expected(gold: str) -> object:
         return normalise(gold.rpartition("####")[2]) or None
