@@ -134,7 +134,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from grpo_math.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
-    from grpo_math.run import train
+    from grpo_math.run.train import train
 
     return train(recipe)
 
@@ -145,7 +145,7 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
     from grpo_math.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
-    from grpo_math.run import evaluate
+    from grpo_math.run.heldout import evaluate
 
     console = Console(highlight=False, soft_wrap=True)
     for line in evaluate(recipe):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from grpo_math import models
 from grpo_math.recipe import load_recipe
-from grpo_math.run import Prepared, train
+from grpo_math.run.prepare import prepare
+from grpo_math.run.train import train
 
 # Without held-out problems nothing about them is computed, and a run is ready in a tenth of a second
 SMALL = {"train_size": 64, "heldout_size": 0, "per_device_train_batch_size": 32, "max_steps": 3,
@@ -38,11 +39,11 @@ def recipe(tiny_recipe, tmp_path):
 @pytest.fixture
 def prepared(recipe):
     """A function that prepares such a recipe's run."""
-    return lambda name, **overrides: Prepared(recipe(name, **overrides))
+    return lambda name, **overrides: prepare(recipe(name, **overrides))
 
 
 def train_and_save(run):
-    """What `run.train` does with a prepared run, without the measuring; returns the folder as text."""
+    """What a run does once it is prepared, without the measuring; returns the folder as text."""
     run.trainer.train(resume_from_checkpoint=run.checkpoint)
     run.trainer.save_model(str(run.folder))
     return str(run.folder)
