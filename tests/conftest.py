@@ -1,7 +1,6 @@
 """Shared fixtures. Nothing here needs a GPU, a hub or data outside the repository."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,13 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 GSM8K = ROOT / "recipes" / "gsm8k.yaml"
-sys.path.insert(0, str(ROOT))  # `benchmarks` is not part of the installed package
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _tiny_cache(tmp_path_factory):
-    """The built-in model is made once for the whole test run, in a folder of its own."""
-    os.environ["GRPO_MATH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """The built-in model is made for the whole test run, in a folder of its own that parallel workers share."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["GRPO_MATH_CACHE"] = str(base / "cache")
 
 
 @pytest.fixture

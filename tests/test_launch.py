@@ -35,8 +35,8 @@ def test_accelerate_launch(tiny_recipe, tmp_path, short):
 
 def test_accelerate_launch_of_two_processes(tiny_recipe, tmp_path, short):
     result = start(
-        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", tiny_recipe, *short, "--output_dir", "out",
-        "--per_device_train_batch_size", "16", cwd=tmp_path,
+        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", tiny_recipe, *short,
+        "--output_dir", "out", "--per_device_train_batch_size", "16", cwd=tmp_path,
     )  # fmt: skip
     summary = summary_of(tmp_path / "out")
     assert summary["world_size"] == 2
