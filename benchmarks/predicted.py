@@ -11,7 +11,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,17 +25,16 @@ TOO_LARGE = ("gsm8k_1.5b_lora.yaml", ("--model_name_or_path", "Qwen/Qwen2.5-3B-I
 
 def predict(recipe: Path, overrides: Sequence[str] = ()) -> dict:
     """
-    What `grpo-math memory RECIPE --vram 8 --json` prints (sizes in bytes, `fits` as a bool), and its `seconds`.
+    What `grpo-math memory RECIPE --vram 8 --json` prints: sizes in bytes, `fits` as a bool.
 
     Raises:
         RuntimeError: with the command's own message, where it stops with an error.
     """
     words = ["memory", str(recipe), *overrides, "--vram", str(VRAM), "--json"]
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "grpo_math", *words], capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):  # 0: it fits, 1: it does not
         raise RuntimeError(f"grpo-math {shlex.join(words)} exited with {done.returncode}: {done.stderr.strip()}")
-    return {**json.loads(done.stdout), "seconds": round(time.perf_counter() - started, 1)}
+    return json.loads(done.stdout)
 
 
 def gib(size: int) -> str:
@@ -66,14 +64,12 @@ def suggestion_table(prediction: dict) -> str:
 
 def report(found: dict[str, dict], too_large: dict) -> str:
     """The Markdown page."""
-    seconds = sorted(one["seconds"] for one in found.values())
     recipe, overrides = TOO_LARGE
     return "\n".join(
         [
             "# Predicted GPU memory of the recipes",
             "",
-            f"`grpo-math memory RECIPE --vram {VRAM} --json` on {common.machine_line()} "
-            f"Each took {seconds[0]:.0f} to {seconds[-1]:.0f} s.",
+            f"`grpo-math memory RECIPE --vram {VRAM} --json` on {common.machine_line()}",
             "",
             recipe_table(found),
             "",
@@ -84,7 +80,7 @@ def report(found: dict[str, dict], too_large: dict) -> str:
             "## A recipe that does not fit",
             "",
             f"`{recipe} {shlex.join(overrides)}`: predicted peak {gib(too_large['total'])} GiB "
-            f"({too_large['phase']}). Smallest changes that fit in {VRAM} GiB, found in {too_large['seconds']:.0f} s:",
+            f"({too_large['phase']}). Smallest changes that fit in {VRAM} GiB:",
             "",
             suggestion_table(too_large),
         ]
