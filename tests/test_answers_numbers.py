@@ -1,5 +1,6 @@
 """Which number an answer is: spellings of one value, and values that are close to it."""
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -180,3 +181,12 @@ def test_every_fraction_is_read_exactly(number):
     latex = f"{'-' if number < 0 else ''}\\frac{{{abs(number.numerator)}}}{{{number.denominator}}}"
     assert value(f"\\boxed{{{latex}}}") == number
     assert value(f"#### {number.numerator}/{number.denominator}") == number
+
+
+WHITE_SPACE = [chr(code) for code in range(0x10000) if re.fullmatch(r"\s", chr(code))]
+
+
+@pytest.mark.parametrize("space", WHITE_SPACE, ids=ascii)
+def test_any_white_space_before_an_exponent_reads_alike_and_never_raises(space):
+    for power in (f"2^{space}{{5}}", f"2^{{{space}5}}", f"2^{space}5"):
+        assert extract(f"\\boxed{{{power}}}").value == 32

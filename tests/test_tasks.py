@@ -1,14 +1,12 @@
 """Rows become prompts and columns; a task is found by its name and brings settings of its own."""
 
 import json
-import shlex
 import types
 from dataclasses import dataclass
 
 import pytest
 from conftest import GSM8K_ROWS, ROOT
 
-from grpo_math import cli
 from grpo_math.errors import TaskError
 from grpo_math.tasks import TASKS, TaskConfig, config_class, config_classes, gsm8k, load_problems, resolve_rewards
 from grpo_math.tasks.base import build_prompt, split_rows
@@ -48,11 +46,11 @@ def test_settings_of_another_task_are_rejected():
         load_problems(TaskConfig(task="countdown", dataset_path="generated"))
 
 
-def test_the_readmes_own_task_works_as_printed(monkeypatch, tmp_path, capsys):
-    readme = (ROOT / "README.md").read_text()
-    source = readme.split("## A task of your own")[1].split("```python\n")[1].split("```")[0]
+def test_the_documented_own_task_has_rows_examples_and_a_reward(monkeypatch):
+    page = (ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
+    (source,) = (block for block in page.split("```python\n") if "Parity" in block.split("```")[0])
     parity = types.ModuleType("parity")
-    exec(source, parity.__dict__)
+    exec(source.split("```")[0], parity.__dict__)
     monkeypatch.setitem(TASKS, "parity", parity)
     config = TaskConfig(task="parity", heldout_size=50, fewshot=1)
     problems = load_problems(config)
@@ -62,12 +60,6 @@ def test_the_readmes_own_task_works_as_printed(monkeypatch, tmp_path, capsys):
     row = problems.train[0]
     completion = [{"role": "assistant", "content": f"<think>x</think><answer>{row['answer']}</answer>"}]
     assert reward(completions=[completion], answer=[row["answer"]]) == [1.0]
-
-    command = readme.split("## A task of your own")[1].split("```sh\n")[1].split("```")[0]
-    launcher, launch, recipe, *words = shlex.split(command.replace("\\\n", " "))
-    assert (launcher, launch) == ("accelerate", "launch")
-    assert cli.main(["train", str(ROOT / recipe), *words[:-1], str(tmp_path), "--disable_tqdm", "true"]) == 0
-    assert "cannot read the task" in capsys.readouterr().out
 
 
 # --- GSM8K ------------------------------------------------------------------------------------------------------------

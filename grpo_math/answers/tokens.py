@@ -145,7 +145,7 @@ def tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
         elif kind == "op":
             value = _OPERATORS.get(found.lower(), found)
         elif kind == "power":
-            digits = found.lstrip("^").strip("{} \t")
+            digits = _AROUND_EXPONENT.sub("", found)
             value = int(unicodedata.normalize("NFKC", digits)) if len(digits) < 5 else _MAX_EXPONENT + 1
         tokens.append((kind, value, start + match.start(), start + match.end()))
     if annotation is not None and not any(token[0] == "number" for token in tokens):
@@ -157,6 +157,7 @@ def tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
 
 
 _SEPARATORS = re.compile(r"[^\d.]")
+_AROUND_EXPONENT = re.compile(r"[\s^{}]")
 
 
 def parse_number(found: str) -> int | Fraction | None:
