@@ -14,7 +14,15 @@ gc.freeze()  # every `train()` collects garbage, which takes ten times as long a
 
 WORDS = [f"w{i}" for i in range(20)]
 ALL_OFF = dict.fromkeys(
-    ("skip_zero_advantage", "trim_padding", "sort_by_length", "compact_lm_head", "share_prefill", "drop_finished"),
+    (
+        "skip_zero_advantage",
+        "pack_groups",
+        "trim_padding",
+        "sort_by_length",
+        "compact_lm_head",
+        "share_prefill",
+        "drop_finished",
+    ),
     False,
 )
 # Sampling draws other random numbers with these, so gradients can only be compared without them

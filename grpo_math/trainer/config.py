@@ -12,6 +12,7 @@ DEFAULT_KL_HORIZON = 10_000
 
 SAVINGS = (
     "skip_zero_advantage",
+    "pack_groups",
     "trim_padding",
     "sort_by_length",
     "compact_lm_head",
@@ -39,6 +40,11 @@ class GRPOMathConfig(GRPOConfig):
             Skip the rows of groups whose rewards are all equal: with `beta=0` their policy gradient is exactly zero.
             Disabled, with one warning, by a KL term, an entropy bonus or quantile mask, a MoE auxiliary loss, images
             or tools. Every process keeps the same number of rows in a micro-batch.
+        pack_groups (`bool`, *optional*):
+            Run each prompt once for its completions in a micro-batch, without padding between them (`packing.py`); where
+            the loss allows it, the rows of a prompt are brought into one micro-batch. For rotary decoders with sdpa or
+            eager attention. Disabled by dropout, images, tools, a MoE auxiliary loss, a sharded model or a learned
+            prompt. Where it is on, `trim_padding` and `sort_by_length` have nothing to do.
         trim_padding (`bool`, *optional*):
             Trim the columns that no row of a micro-batch uses. TRL pads to the longest row of the generation batch.
             Disabled by images, and by rotary frequencies that depend on the width of the input.
@@ -79,6 +85,7 @@ class GRPOMathConfig(GRPOConfig):
     """
 
     skip_zero_advantage: bool | None = _saving("Skip rows of groups whose rewards are all equal (needs beta 0).")
+    pack_groups: bool | None = _saving("Run each prompt once for its completions, without padding between them.")
     trim_padding: bool | None = _saving("Trim the columns that no row of a micro-batch uses.")
     sort_by_length: bool | None = _saving("Sort rows by length within an optimizer step.")
     compact_lm_head: bool | None = _saving("On a CPU, run the LM head on completion positions only.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -71,6 +72,36 @@ def skip_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     return _auxiliary_loss(trainer) or _images(trainer)
 
 
+def pack_blocked_by(trainer: GRPOMathTrainer) -> str | None:
+    """Why each row must be run by itself."""
+    if trainer.tools or trainer.environment_factories:
+        return "tools or environment_factory are in use"
+    if reason := _auxiliary_loss(trainer) or _images(trainer):
+        return reason
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return "the model is sharded (DeepSpeed or FSDP)"
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if is_peft_model(policy) and policy.active_peft_config.is_prompt_learning:
+        return "the adapter is a learned prompt"
+    model = policy.get_base_model() if is_peft_model(policy) else policy
+    config = model.config.get_text_config()
+    if not left_padding_is_inert(model):
+        return "the model's positions are not rotary, or depend on the width of the input"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attn_implementation={config._attn_implementation!r} takes no mask of each position (sdpa and eager do)"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"the model has layers of {', '.join(sorted(kinds))}"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "the model's attention is bidirectional"
+    active = {module.p for module in policy.modules() if isinstance(module, torch.nn.Dropout)} | {
+        getattr(config, "attention_dropout", 0.0) or 0.0
+    }
+    if max(active) > 0:  # the completions of a prompt would share its dropped activations
+        return f"dropout of {max(active):g} draws anew for each row"
+    return None
+
+
 def sort_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     """Why rows may not move between the micro-batches of an optimizer step."""
     return trainer.args.mixes_rows() or _auxiliary_loss(trainer) or _images(trainer)
@@ -113,6 +144,7 @@ def refuse_blocked_savings(trainer: GRPOMathTrainer, args: GRPOMathConfig) -> No
     """Raises ValueError for a saving that is set to `True` and ruled out; what options alone rule out, the config refuses."""
     checks = {
         "skip_zero_advantage": skip_blocked_by,
+        "pack_groups": pack_blocked_by,
         "trim_padding": trim_blocked_by,
         "sort_by_length": sort_blocked_by,
         "share_prefill": decode_blocked_by,

@@ -1,8 +1,8 @@
 """GRPOMathTrainer: TRL's GRPOTrainer plus options. With every option off it is TRL's trainer.
 
-Two kinds of options. The savings (`micro_batches.py`, `lm_head.py`, `decoding.py`) give TRL's gradient for less compute and
-are on where they are exact (`exactness.py`). The variant (`variant.py`) changes what is optimized and is off. The class
-holds overrides only; each says in its first line what it changes.
+Two kinds of options. The savings (`packing.py`, `micro_batches.py`, `lm_head.py`, `decoding.py`) give TRL's gradient for
+less compute and are on where they are exact (`exactness.py`). The variant (`variant.py`) changes what is optimized and is
+off. The class holds overrides only; each says in its first line what it changes.
 
 >>> config = GRPOMathConfig(output_dir="out", beta=0.04, kl_target=0.05)
 >>> trainer = GRPOMathTrainer(model=model, reward_funcs=reward, args=config, train_dataset=dataset)
@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from grpo_math import decoding
-from grpo_math.trainer import exactness, host_embeddings, losses, micro_batches
+from grpo_math.trainer import exactness, host_embeddings, losses, micro_batches, packing
 from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
 from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
 from grpo_math.trainer.lm_head import add_compact_lm_head
@@ -78,6 +78,13 @@ class GRPOMathTrainer(GRPOTrainer):
         self._columns = micro_batches.Columns(trim, exactness.left_padding_is_inert(base), self.pad_to_multiple_of)
         if math_args is not None:
             exactness.refuse_blocked_savings(self, math_args)
+        self._packing = None
+        if self._saving["pack_groups"]:
+            if reason := exactness.pack_blocked_by(self):
+                self._warn_once(f"pack_groups is disabled because {reason}.")
+            else:
+                break_even = packing.break_even_length(base.config)
+                self._packing = packing.Packing(base.config, base.dtype, break_even, self.pad_to_multiple_of)
         if self._saving["trim_padding"] and not trim:
             self._warn_once(f"trim_padding is disabled because {exactness.trim_blocked_by(self)}.")
         if self._dynamic_sampling.rounds and (
@@ -160,30 +167,41 @@ class GRPOMathTrainer(GRPOTrainer):
         if skip and (reason := exactness.skip_blocked_by(self)):
             self._warn_once(f"skip_zero_advantage is disabled because {reason}.")
             skip = False
-        sort = sort and not exactness.sort_blocked_by(self)
+        arrange = "prompt" if self._packing else "length" if sort else None
+        if arrange and exactness.sort_blocked_by(self):
+            arrange = None
         metrics = self._metrics["train"]
-        if skip or sort:
+        if skip or arrange:
             self._buffered_inputs, skipped = micro_batches.lay_out_generation(
                 self._buffered_inputs,
                 self.accelerator,
                 self.loss_type,
                 self.args.gradient_accumulation_steps,
                 skip,
-                sort,
+                arrange,
+                self.num_generations,
             )
             metrics["skipped_rows"].append(skipped)
-        if (skip or sort or self._saving["trim_padding"]) and not self._is_vlm:
-            padding = micro_batches.padding_fraction(self._buffered_inputs, self._columns, self.accelerator)
+        if (skip or arrange or self._packing or self._saving["trim_padding"]) and not self._is_vlm:
+            positions = (self._packing or self._columns).positions
+            padding = micro_batches.padding_fraction(self._buffered_inputs, positions, self.accelerator)
             metrics["padding_fraction"].append(padding)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
-        """Trims the columns that no row uses, scores old and reference rows by length; the forward is TRL's."""
+        """Runs each prompt once, or trims the columns that no row uses; the forward is TRL's."""
         score = super()._get_per_token_logps_and_entropies
         extra = any(value is not None and value is not False for value in kwargs.values())  # images or an aux loss
-        if extra or not self._columns.trim:
+        packed = None
+        if self._packing and not extra:
+            rows = batch_size or len(input_ids)
+            with self.accelerator.autocast():
+                packed = self._packing.score(model, input_ids, attention_mask, logits_to_keep, rows, compute_entropy)
+        if packed is not None:
+            (logps, entropies), aux_loss = packed, None
+        elif extra or not self._columns.trim:
             logps, entropies, aux_loss = score(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )

@@ -12,7 +12,8 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
 
     Without it the head also projects prompt and padding positions, whose results are then zeroed. A hook narrows the
     backbone's output to the labelled positions. TRL's head takes these as one row of pre-shifted labels
-    (`shift_labels`), and the fields of its output go back into shape. Add it after TRL's `add_fused_lm_head`.
+    (`shift_labels`), and the fields of its output go back into shape. Labels may come pre-shifted too. Add it after
+    TRL's `add_fused_lm_head`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model with TRL's fused head.
@@ -21,20 +22,21 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
 
     @wraps(type(model).forward)  # `generate` validates its arguments against this signature
     def forward(self, *args, fused_lm_head=False, labels=None, shift_labels=None, **kwargs):
-        scored = None if labels is None else labels[:, 1:] != -100  # (B, L - 1)
-        compact = fused_lm_head and shift_labels is None and scored is not None and labels.device.type == "cpu"
+        shifted = shift_labels is not None
+        targets = shift_labels if shifted else None if labels is None else labels[:, 1:]  # (B, L) or (B, L - 1)
+        compact = fused_lm_head and targets is not None and targets.device.type == "cpu"
         # Without a single label the output must stay connected to the model, which TRL's own path sees to
-        if not compact or not scored.any():
+        if not compact or not (scored := targets != -100).any():
             return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs)
 
         def keep_scored(module, inputs, output):
-            output.last_hidden_state = output.last_hidden_state[:, :-1][scored].unsqueeze(0)  # (1, N, H)
+            hidden = output.last_hidden_state if shifted else output.last_hidden_state[:, :-1]
+            output.last_hidden_state = hidden[scored].unsqueeze(0)  # (1, N, H)
             return output
 
         hook = self.base_model.register_forward_hook(keep_scored)
         try:
-            targets = labels[:, 1:][scored].unsqueeze(0)  # (1, N)
-            output = fused_forward(*args, fused_lm_head=True, shift_labels=targets, **kwargs)
+            output = fused_forward(*args, fused_lm_head=True, shift_labels=targets[scored].unsqueeze(0), **kwargs)
         finally:
             hook.remove()
         for field in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask"):

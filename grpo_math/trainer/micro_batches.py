@@ -63,13 +63,24 @@ def window_size(steps_per_generation: int, gradient_accumulation_steps: int) -> 
     return math.gcd(steps_per_generation, gradient_accumulation_steps)
 
 
-def rows_per_micro_batch(live: int, micro_batches: int) -> list[int]:
+def rows_per_micro_batch(live: int, micro_batches: int, capacity: int, group: int = 1) -> list[int]:
     """
     `live` rows dealt out as evenly as possible over `micro_batches`, each getting at least one: a process that skipped
     a micro-batch would miss the collective operations of the others.
+
+    Args:
+        live (`int`): Rows to deal out.
+        micro_batches (`int`): How many get some.
+        capacity (`int`): Most rows of a micro-batch.
+        group (`int`, *optional*, defaults to 1): Rows that are dealt out together, where there are enough groups.
     """
     total = max(live, micro_batches)
-    return [total // micro_batches + (i < total % micro_batches) for i in range(micro_batches)]
+    groups, rest = divmod(total, group)
+    if groups < micro_batches or capacity % group:
+        groups, rest, group = total, 0, 1
+    counts = [(groups // micro_batches + (i < groups % micro_batches)) * group for i in range(micro_batches)]
+    counts[-1] += rest
+    return counts
 
 
 def normaliser_share(loss_type: str, kept_mask: torch.Tensor, rows: int, tokens: torch.Tensor) -> torch.Tensor | float:
@@ -99,7 +110,13 @@ def row_lengths(batch: Batch) -> torch.Tensor:
     return batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
 
 
-def lay_out(batch: Batch, counts: list[int], loss_type: str, sort: bool) -> list[Batch]:
+def prompt_numbers(batch: Batch) -> torch.Tensor:
+    """Which prompt each row has, shape (B,): equal numbers, equal prompts."""
+    keys = torch.cat([batch["prompt_ids"] * batch["prompt_mask"], batch["prompt_mask"]], dim=1)
+    return torch.unique(keys, dim=0, return_inverse=True)[1]
+
+
+def lay_out(batch: Batch, counts: list[int], loss_type: str, arrange: str | None) -> list[Batch]:
     """
     The micro-batches of one window: `counts[i]` rows in the i-th, live rows first, then this process's own dead rows,
     the rest left out.
@@ -109,19 +126,21 @@ def lay_out(batch: Batch, counts: list[int], loss_type: str, sort: bool) -> list
         counts (`list[int]`): Rows of each micro-batch, the same on every process, at most B in sum. More than one only
             for a loss that weighs rows alike in whichever micro-batch they are (all but `bnpo`).
         loss_type (`str`): TRL's, for the normaliser.
-        sort (`bool`): Whether to order rows by length, longest first, before cutting.
+        arrange (`str`, *optional*): How to order rows before cutting: by `"length"`, longest first, or by `"prompt"`, and
+            the rows of a prompt by length. In their own order when `None`.
 
     Returns:
         `list[dict]`: As TRL's buffer, with advantages rescaled and those of dead rows exactly zero.
     """
     lengths, live = row_lengths(batch), batch["live"]
     # Live rows first; among dead ones the shortest are the cheapest filling
-    order = torch.argsort(torch.where(live, torch.zeros_like(lengths), 1 + lengths), stable=True)
-    if sort:
-        order = torch.argsort(torch.where(live, -lengths, 1 + lengths), stable=True)
+    before_dead = torch.zeros_like(lengths) if arrange is None else -lengths
+    order = torch.argsort(torch.where(live, before_dead, 1 + lengths), stable=True)
     kept = order[: sum(counts)]
-    if sort:
+    if arrange is not None:
         kept = kept[torch.argsort(lengths[kept], descending=True, stable=True)]
+    if arrange == "prompt":
+        kept = kept[torch.argsort(prompt_numbers(batch)[kept], stable=True)]
 
     tokens, rows_per_micro_batch = loss_mask(batch).sum(), len(live) // len(counts)
     micro_batches = [select_rows(batch, rows) for rows in kept.split(counts)]
@@ -144,7 +163,8 @@ def lay_out_generation(
     loss_type: str,
     gradient_accumulation_steps: int,
     skip: bool,
-    sort: bool,
+    arrange: str | None,
+    num_generations: int,
 ) -> tuple[list[Batch], int]:
     """
     [`lay_out`] for every window of a generation batch, with as many rows in a micro-batch on every process.
@@ -155,20 +175,22 @@ def lay_out_generation(
         loss_type (`str`): TRL's.
         gradient_accumulation_steps (`int`): TRL's.
         skip (`bool`): Whether to leave dead rows out.
-        sort (`bool`): Whether to bring rows of similar length together.
+        arrange (`str`, *optional*): How to order the rows of a window, as of [`lay_out`].
+        num_generations (`int`): G, rows that share a prompt.
 
     Returns:
         `tuple[list[dict], int]`: As many micro-batches, each with its `"metric_weights"`; and the rows that are left out,
         over all processes.
     """
-    size = window_size(len(micro_batches), gradient_accumulation_steps) if sort else 1
+    size = window_size(len(micro_batches), gradient_accumulation_steps) if arrange else 1
     windows = [concatenate(micro_batches[i : i + size]) for i in range(0, len(micro_batches), size)]
     live = [batch["live"] if skip else torch.ones_like(batch["live"]) for batch in windows]
     most = over_processes(accelerator, torch.stack([alive.sum() for alive in live])).amax(dim=0).tolist()
     laid_out = []
     for batch, alive, count in zip(windows, live, most, strict=True):
         window = {**batch, "live": alive}
-        parts = lay_out(window, rows_per_micro_batch(count, size), loss_type, sort)
+        counts = rows_per_micro_batch(count, size, len(alive) // size, num_generations if arrange == "prompt" else 1)
+        parts = lay_out(window, counts, loss_type, arrange)
         laid_out += with_metric_weights(window, parts, accelerator)
     skipped = sum(map(len, live)) - sum(len(batch["live"]) for batch in laid_out)
     return laid_out, skipped * accelerator.num_processes
@@ -212,6 +234,11 @@ class Columns(NamedTuple):
     trim: bool
     trim_left: bool
     multiple_of: int | None
+
+    def positions(self, micro_batch: Batch) -> tuple[int, int]:
+        """How many positions of a micro-batch hold a token, and how many are run."""
+        mask = torch.cat([micro_batch["prompt_mask"], micro_batch["completion_mask"]], dim=1)
+        return int(mask.sum()), mask[:, self.used(mask, micro_batch["prompt_mask"].size(1))].numel()
 
     def used(self, attention_mask: torch.Tensor, prompt_length: int) -> slice:
         """The columns to run, of a mask of shape `(B, P + T)` with P = `prompt_length`."""
@@ -308,12 +335,17 @@ def weigh_metrics(metrics: dict[str, list[float]], weights: torch.Tensor, by_row
         metrics["clip_ratio/low_min"][-1] = 0.0
 
 
-def padding_fraction(micro_batches: list[Batch], columns: Columns, accelerator: Accelerator) -> float:
-    """The share of padding among the positions that are run, over all processes."""
-    used = run = 0
-    for batch in micro_batches:
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        used += int(mask.sum())
-        run += mask[:, columns.used(mask, batch["prompt_mask"].size(1))].numel()
+def padding_fraction(
+    micro_batches: list[Batch], positions: Callable[[Batch], tuple[int, int]], accelerator: Accelerator
+) -> float:
+    """
+    The share of padding among the positions that are run, over all processes.
+
+    Args:
+        micro_batches (`list[dict]`).
+        positions (`Callable`): Micro-batch -> positions that hold a token, positions that are run.
+        accelerator ([`~accelerate.Accelerator`]): Of the trainer.
+    """
+    used, run = map(sum, zip(*map(positions, micro_batches), strict=True))
     totals = over_processes(accelerator, torch.tensor([used, run], device=accelerator.device)).sum(dim=0)
     return 1 - (totals[0] / totals[1]).item()

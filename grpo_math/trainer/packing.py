@@ -1,0 +1,344 @@
+r"""Packed groups: each prompt is run once for its G completions, exact to round-off.
+
+The completions of a prompt become one unit: prompt tokens 1..P-1 once, then for each completion the last prompt token
+followed by the completion's tokens but the last. Positions restart at P-1 for each completion. A token attends to its
+prompt and to its own completion only, so its hidden state is that of the unpacked row.
+
+Example: prompt `a b c`, completions `d e` and `f g h`. Unpacked 3 + 2 and 3 + 3 positions, padded to 12; packed 7:
+
+    token      a b | c d | c f g
+    position   0 1 | 2 3 | 2 3 4
+    target     - - | d e | f g h
+
+Attention with a dense mask costs L^2 for a packed row of L positions, masked or not. A long unit is therefore split where
+that is cheaper, and units are laid side by side in as many rows as cost least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig
+
+SHARED = 0  # the segment of the prompt's tokens; completions count from 1
+
+
+class Lengths(NamedTuple):
+    """What the layout depends on, of B rows: the prompt that each has, and the tokens of both."""
+
+    prompt: list[int]  # equal numbers, equal prompts
+    prompt_tokens: list[int]
+    completion_tokens: list[int]
+
+
+class Unit(NamedTuple):
+    """Rows with the same prompt that are packed together."""
+
+    rows: list[int]
+    prompt_tokens: int
+    positions: int
+
+
+class Packed(NamedTuple):
+    """
+    Packed rows, R of them with L positions.
+
+    Attributes:
+        input_ids, position_ids, targets, unit, segment (`torch.Tensor` of shape `(R, L)`): `targets` are pre-shifted labels,
+            -100 where there is none. Padding is a unit of its own.
+        source (`torch.Tensor` of shape `(N,)`): Where the N targets are, in `(R * L)`.
+        destination (`torch.Tensor` of shape `(N,)`): Where they go, in `(B * T)`.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    targets: torch.Tensor
+    unit: torch.Tensor
+    segment: torch.Tensor
+    source: torch.Tensor
+    destination: torch.Tensor
+
+
+def read_lengths(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> Lengths | None:
+    """
+    The lengths of left-padded prompts and right-padded completions, or `None` where a mask has gaps.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(B, P + T)`).
+        attention_mask (`torch.Tensor` of shape `(B, P + T)`).
+        width (`int`): T.
+    """
+    prompt_width = input_ids.size(1) - width
+    prompt_mask, completion_mask = attention_mask.bool().split([prompt_width, width], dim=1)
+    gaps = (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any() | (~completion_mask[:, :-1] & completion_mask[:, 1:]).any()
+    keys = torch.cat([input_ids[:, :prompt_width] * prompt_mask, prompt_mask], dim=1)
+    _, prompt = torch.unique(keys, dim=0, return_inverse=True)
+    counts = torch.stack([prompt, prompt_mask.sum(dim=1), completion_mask.sum(dim=1), gaps.expand(len(prompt))])
+    prompt, prompt_tokens, completion_tokens, gaps = counts.tolist()
+    return None if gaps[0] or min(prompt_tokens) < 1 else Lengths(prompt, prompt_tokens, completion_tokens)
+
+
+def break_even_length(config: PreTrainedConfig) -> float:
+    """
+    At how many positions of a packed row dense attention costs as much as the linear layers.
+
+    A token costs 2 n multiply-adds in the n weights of a layer's matrices, and 4 h for each position of the row in the
+    products of queries with keys and of weights with values, h being the heads' total width: the costs are equal at n / 2 h.
+    """
+    config = config.get_text_config()
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // heads
+    key_value = head * (getattr(config, "num_key_value_heads", None) or heads)
+    weights = hidden * (2 * heads * head + 2 * key_value) + 3 * hidden * getattr(
+        config, "intermediate_size", 4 * hidden
+    )
+    return weights / (2 * heads * head)
+
+
+def _cost(lengths: list[int], break_even: float) -> float:
+    """Of rows with these lengths, in positions of a linear layer."""
+    return sum(length + length**2 / break_even for length in lengths)
+
+
+def units_of(lengths: Lengths, break_even: float) -> list[Unit]:
+    """The units of a batch: the rows of each prompt, cut into equal parts where that costs less than one part."""
+    rows_of: dict[int, list[int]] = {}
+    for row, (prompt, tokens) in enumerate(zip(lengths.prompt, lengths.completion_tokens, strict=True)):
+        if tokens:  # a row without a token has nothing to score
+            rows_of.setdefault(prompt, []).append(row)
+    units = []
+    for rows in rows_of.values():
+        rows.sort(key=lambda row: -lengths.completion_tokens[row])
+        prompt_tokens = lengths.prompt_tokens[rows[0]]
+
+        def cut(parts: int, rows: list[int] = rows, prompt_tokens: int = prompt_tokens) -> list[Unit]:
+            shares = [rows[part::parts] for part in range(parts)]  # long and short ones in each
+            tokens = [sum(lengths.completion_tokens[row] for row in share) for share in shares]
+            return [Unit(share, prompt_tokens, prompt_tokens - 1 + n) for share, n in zip(shares, tokens, strict=True)]
+
+        candidates = [cut(parts) for parts in range(1, len(rows) + 1)]
+        units += min(candidates, key=lambda parts: _cost([unit.positions for unit in parts], break_even))
+    return units
+
+
+def rows_of_units(units: list[Unit], break_even: float) -> list[list[Unit]]:
+    """The units side by side in rows: of every number of rows the one whose padded rows cost least."""
+    units = sorted(units, key=lambda unit: -unit.positions)
+
+    def fill(count: int) -> list[list[Unit]]:
+        rows: list[list[Unit]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for unit in units:  # the longest first, each to the emptiest row
+            shortest = filled.index(min(filled))
+            rows[shortest].append(unit)
+            filled[shortest] += unit.positions
+        return rows
+
+    def cost(rows: list[list[Unit]]) -> float:
+        longest = max(sum(unit.positions for unit in row) for row in rows)
+        return _cost([longest] * len(rows), break_even)
+
+    return min((fill(count) for count in range(1, len(units) + 1)), key=cost)
+
+
+def pack(
+    input_ids: torch.Tensor, lengths: Lengths, width: int, break_even: float, multiple_of: int | None = None
+) -> Packed | None:
+    """
+    Packs a batch, or returns `None` where no row has a token to score.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(B, P + T)`): Left-padded prompts, right-padded completions.
+        lengths ([`Lengths`]): From [`read_lengths`].
+        width (`int`): T.
+        break_even (`float`): From [`break_even_length`].
+        multiple_of (`int`, *optional*): L is a multiple of it.
+    """
+    units = units_of(lengths, break_even)
+    if not units:
+        return None
+    columns = input_ids.size(1)
+    laid_out = rows_of_units(units, break_even)
+    length = max(sum(unit.positions for unit in row) for row in laid_out)
+    length = math.ceil(length / (multiple_of or 1)) * (multiple_of or 1)
+    shape = (len(laid_out), length)
+    token, target = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)  # places in the flat (B * (P + T))
+    position, unit_number, segment = (
+        torch.zeros(shape, dtype=torch.long),
+        torch.full(shape, -1),
+        torch.zeros(shape).long(),
+    )
+    destination = []
+    number = 0
+    for r, row in enumerate(laid_out):
+        at = 0
+        for unit in row:
+            shared, first = unit.prompt_tokens - 1, columns - width - unit.prompt_tokens
+            begin = unit.rows[0] * columns + first
+            token[r, at : at + shared] = torch.arange(begin, begin + shared)
+            position[r, at : at + shared] = torch.arange(shared)
+            unit_number[r, at : at + unit.positions] = number
+            at, number = at + shared, number + 1
+            for k, source_row in enumerate(unit.rows):
+                count = lengths.completion_tokens[source_row]
+                begin, end = source_row * columns + columns - width - 1, at + count
+                token[r, at:end] = torch.arange(begin, begin + count)
+                target[r, at:end] = torch.arange(begin + 1, begin + 1 + count)
+                position[r, at:end] = torch.arange(shared, shared + count)
+                segment[r, at:end] = SHARED + 1 + k
+                destination.append(torch.arange(source_row * width, source_row * width + count))
+                at = end
+    scored = target >= 0
+    device = input_ids.device
+    flat = input_ids.reshape(-1)
+    return Packed(
+        flat[token.to(device)],
+        position.to(device),
+        torch.where(scored.to(device), flat[target.clamp(min=0).to(device)], -100),
+        unit_number.to(device),
+        segment.to(device),
+        scored.reshape(-1).nonzero().squeeze(1).to(device),
+        torch.cat(destination).to(device),
+    )
+
+
+def attention_mask(packed: Packed, window: int | None = None) -> torch.Tensor:
+    """
+    Which positions each position attends to, `(R, 1, L, L)`, bool: earlier ones of its prompt and of its own completion.
+
+    Args:
+        packed ([`Packed`]).
+        window (`int`, *optional*): Of a sliding-window layer: positions at least so far back are not attended to.
+    """
+    unit, segment, position = packed.unit, packed.segment, packed.position_ids
+    index = torch.arange(unit.size(1), device=unit.device)
+    allowed = (index[:, None] >= index) & (unit[:, :, None] == unit[:, None, :])  # (R, L, L)
+    allowed &= (segment[:, None, :] == SHARED) | (segment[:, :, None] == segment[:, None, :])
+    if window is not None:
+        allowed &= position[:, :, None] - position[:, None, :] < window
+    return allowed.unsqueeze(1)
+
+
+def masks_for(config: PreTrainedConfig, packed: Packed, dtype: torch.dtype) -> Any:
+    """
+    The `attention_mask` argument of a model: a mask, or one for each kind of layer where it has several.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): Of the model.
+        packed ([`Packed`]).
+        dtype (`torch.dtype`): Of eager attention's additive mask.
+    """
+    config = config.get_text_config()
+
+    def mask(window: int | None) -> torch.Tensor:
+        allowed = attention_mask(packed, window)
+        if config._attn_implementation != "eager":
+            return allowed
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:  # a model without kinds uses its window, if it has one, in every layer
+        return mask(window)
+    masks = {kind: mask(window if kind == "sliding_attention" else None) for kind in kinds}
+    return masks if len(kinds) > 1 else masks.popitem()[1]
+
+
+def _per_token(
+    model: Callable, config: PreTrainedConfig, packed: Packed, shape: tuple[int, int], dtype: torch.dtype, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    outputs = model(
+        input_ids=packed.input_ids,
+        attention_mask=masks_for(config, packed, dtype),
+        position_ids=packed.position_ids,
+        shift_labels=packed.targets,
+        fused_lm_head=True,
+    )
+
+    def unpacked(values: torch.Tensor) -> torch.Tensor:
+        found = values.reshape(-1)[packed.source]  # (N,)
+        return found.new_zeros(shape[0] * shape[1]).index_copy(0, packed.destination, found).view(shape)
+
+    return unpacked(outputs.log_probs), unpacked(outputs.entropy) if entropy else None
+
+
+class Packing(NamedTuple):
+    """
+    Scores batches packed.
+
+    Attributes:
+        config ([`~transformers.PreTrainedConfig`]): Of the policy.
+        dtype (`torch.dtype`): Of its weights.
+        break_even (`float`): From [`break_even_length`].
+        multiple_of (`int`, *optional*): TRL's `pad_to_multiple_of`.
+    """
+
+    config: PreTrainedConfig
+    dtype: torch.dtype
+    break_even: float
+    multiple_of: int | None
+
+    def score(
+        self,
+        model: Callable,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        width: int,
+        batch_size: int,
+        entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """
+        Log-probabilities and entropies of completions.
+
+        Args:
+            model (`Callable`): With TRL's fused LM head.
+            input_ids (`torch.Tensor` of shape `(B, P + T)`): Left-padded prompts, right-padded completions.
+            attention_mask (`torch.Tensor` of shape `(B, P + T)`).
+            width (`int`): T.
+            batch_size (`int`): Most rows of a forward pass.
+            entropy (`bool`): Whether entropies are wanted.
+
+        Returns:
+            `tuple`, *optional*: Log-probabilities of shape `(B, T)`, zero where there is no token, and entropies alike or
+            `None`. Nothing where no row has a token, or where a mask has gaps.
+        """
+        lengths = read_lengths(input_ids, attention_mask, width)
+        if lengths is None or not any(lengths.completion_tokens):
+            return None
+        rows = range(len(input_ids))
+        # Chunks of rows with the same prompt; the loss scores its micro-batch in one
+        order = sorted(rows, key=lambda row: (lengths.prompt[row], -lengths.completion_tokens[row]))
+        chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        logps = entropies = None
+        for chunk in chunks:
+            here = Lengths(*([values[row] for row in chunk] for values in lengths))
+            packed = pack(input_ids[chunk], here, width, self.break_even, self.multiple_of)
+            if packed is None:  # rows without a token only: zero
+                continue
+            found = _per_token(model, self.config, packed, (len(chunk), width), self.dtype, entropy)
+            index = torch.tensor(chunk, device=input_ids.device)
+            logps, entropies = (
+                None
+                if part is None
+                else part.new_zeros(len(rows), width).index_copy(0, index, part)
+                if whole is None
+                else whole.index_copy(0, index, part)
+                for whole, part in zip((logps, entropies), found, strict=True)
+            )
+        return logps, entropies
+
+    def positions(self, micro_batch: dict[str, torch.Tensor]) -> tuple[int, int]:
+        """How many positions of a micro-batch hold a token, and how many are run."""
+        prompt, completion = micro_batch["prompt_ids"], micro_batch["completion_ids"]
+        mask = torch.cat([micro_batch["prompt_mask"], micro_batch["completion_mask"]], dim=1)
+        lengths = read_lengths(torch.cat([prompt, completion], dim=1), mask, completion.size(1))
+        units = [] if lengths is None else units_of(lengths, self.break_even)
+        if not units:
+            return int(mask.sum()), mask.numel()
+        rows = rows_of_units(units, self.break_even)
+        longest = max(sum(unit.positions for unit in row) for row in rows)
+        multiple = self.multiple_of or 1
+        return sum(unit.positions for unit in units), len(rows) * math.ceil(longest / multiple) * multiple
