@@ -18,10 +18,11 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from grpo_math import decoding
-from grpo_math.trainer import exactness, host_embeddings, losses, micro_batches, packing
+from grpo_math.trainer import exactness, host_embeddings, losses, micro_batches
 from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
 from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
 from grpo_math.trainer.lm_head import add_compact_lm_head
+from grpo_math.trainer.packing import Packing
 from grpo_math.trainer.variant import Variant, beta_as, frozen_copy
 
 # Beside a checkpoint of TRL's, as far as the options are in use: the adapted beta, the place among the fresh prompts
@@ -83,8 +84,7 @@ class GRPOMathTrainer(GRPOTrainer):
             if reason := exactness.pack_blocked_by(self):
                 self._warn_once(f"pack_groups is disabled because {reason}.")
             else:
-                break_even = packing.break_even_length(base.config)
-                self._packing = packing.Packing(base.config, base.dtype, break_even, self.pad_to_multiple_of)
+                self._packing = Packing.of(base, self.pad_to_multiple_of)
         if self._saving["trim_padding"] and not trim:
             self._warn_once(f"trim_padding is disabled because {exactness.trim_blocked_by(self)}.")
         if self._dynamic_sampling.rounds and (

@@ -10,8 +10,8 @@ Example: prompt `a b c`, completions `d e` and `f g h`. Unpacked 3 + 2 and 3 + 3
     position   0 1 | 2 3 | 2 3 4
     target     - - | d e | f g h
 
-Attention with a dense mask costs L^2 for a packed row of L positions, masked or not. A long unit is therefore split where
-that is cheaper, and units are laid side by side in as many rows as cost least.
+Attention with a dense mask costs L^2 for a packed row of L positions, masked or not. Long units are therefore split where
+that is cheaper, and units are laid side by side in as many rows as cost least, within what the unpacked rows would take.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 SHARED = 0  # the segment of the prompt's tokens; completions count from 1
 
@@ -40,6 +40,28 @@ class Unit(NamedTuple):
     rows: list[int]
     prompt_tokens: int
     positions: int
+
+
+class Costs(NamedTuple):
+    """
+    What a layout costs.
+
+    Attributes:
+        break_even (`float`): From [`break_even_length`].
+        keeps_weights (`bool`): Whether attention weights are kept for the backward pass (eager attention).
+    """
+
+    break_even: float
+    keeps_weights: bool
+
+    def of(self, rows: int, length: int) -> float:
+        """Compute of `rows` padded to `length`, in positions of a linear layer."""
+        return rows * (length + length**2 / self.break_even)
+
+    def fits(self, rows: int, length: int, unpacked_rows: int, unpacked_length: int) -> bool:
+        """Whether a layout has no more positions, and keeps no more attention weights, than the unpacked rows."""
+        weights = rows * length**2 <= unpacked_rows * unpacked_length**2
+        return rows * length <= unpacked_rows * unpacked_length and (weights or not self.keeps_weights)
 
 
 class Packed(NamedTuple):
@@ -98,13 +120,8 @@ def break_even_length(config: PreTrainedConfig) -> float:
     return weights / (2 * heads * head)
 
 
-def _cost(lengths: list[int], break_even: float) -> float:
-    """Of rows with these lengths, in positions of a linear layer."""
-    return sum(length + length**2 / break_even for length in lengths)
-
-
-def units_of(lengths: Lengths, break_even: float) -> list[Unit]:
-    """The units of a batch: the rows of each prompt, cut into equal parts where that costs less than one part."""
+def _units(lengths: Lengths, most: int) -> list[Unit]:
+    """The rows of each prompt, in units of at most `most` rows and of similar size."""
     rows_of: dict[int, list[int]] = {}
     for row, (prompt, tokens) in enumerate(zip(lengths.prompt, lengths.completion_tokens, strict=True)):
         if tokens:  # a row without a token has nothing to score
@@ -112,41 +129,55 @@ def units_of(lengths: Lengths, break_even: float) -> list[Unit]:
     units = []
     for rows in rows_of.values():
         rows.sort(key=lambda row: -lengths.completion_tokens[row])
-        prompt_tokens = lengths.prompt_tokens[rows[0]]
-
-        def cut(parts: int, rows: list[int] = rows, prompt_tokens: int = prompt_tokens) -> list[Unit]:
-            shares = [rows[part::parts] for part in range(parts)]  # long and short ones in each
-            tokens = [sum(lengths.completion_tokens[row] for row in share) for share in shares]
-            return [Unit(share, prompt_tokens, prompt_tokens - 1 + n) for share, n in zip(shares, tokens, strict=True)]
-
-        candidates = [cut(parts) for parts in range(1, len(rows) + 1)]
-        units += min(candidates, key=lambda parts: _cost([unit.positions for unit in parts], break_even))
-    return units
+        parts, shared = math.ceil(len(rows) / most), lengths.prompt_tokens[rows[0]] - 1
+        for share in (rows[part::parts] for part in range(parts)):  # long and short ones in each
+            positions = shared + sum(lengths.completion_tokens[row] for row in share)
+            units.append(Unit(share, shared + 1, positions))
+    return sorted(units, key=lambda unit: -unit.positions)
 
 
-def rows_of_units(units: list[Unit], break_even: float) -> list[list[Unit]]:
-    """The units side by side in rows: of every number of rows the one whose padded rows cost least."""
-    units = sorted(units, key=lambda unit: -unit.positions)
-
-    def fill(count: int) -> list[list[Unit]]:
-        rows: list[list[Unit]] = [[] for _ in range(count)]
-        filled = [0] * count
-        for unit in units:  # the longest first, each to the emptiest row
-            shortest = filled.index(min(filled))
-            rows[shortest].append(unit)
-            filled[shortest] += unit.positions
-        return rows
-
-    def cost(rows: list[list[Unit]]) -> float:
-        longest = max(sum(unit.positions for unit in row) for row in rows)
-        return _cost([longest] * len(rows), break_even)
-
-    return min((fill(count) for count in range(1, len(units) + 1)), key=cost)
+def _fill(units: list[Unit], count: int) -> list[list[Unit]]:
+    """Units side by side in `count` rows: the longest first, each to the emptiest row."""
+    rows: list[list[Unit]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for unit in units:
+        emptiest = filled.index(min(filled))
+        rows[emptiest].append(unit)
+        filled[emptiest] += unit.positions
+    return rows
 
 
-def pack(
-    input_ids: torch.Tensor, lengths: Lengths, width: int, break_even: float, multiple_of: int | None = None
-) -> Packed | None:
+def width_of(rows: list[list[Unit]], multiple_of: int) -> int:
+    """L, the padded length of rows of units."""
+    longest = max(sum(unit.positions for unit in row) for row in rows)
+    return math.ceil(longest / multiple_of) * multiple_of
+
+
+def lay_out_units(lengths: Lengths, width: int, costs: Costs, multiple_of: int) -> list[list[Unit]]:
+    """
+    Rows of units: of every size of units and every number of rows the layout that costs least and fits.
+
+    Args:
+        lengths ([`Lengths`]): Of B rows.
+        width (`int`): P + T, the padded length of an unpacked row.
+        costs ([`Costs`]).
+        multiple_of (`int`): L is a multiple of it.
+    """
+    best: tuple[float, list[list[Unit]]] = (math.inf, [])
+    largest = max(map(lengths.prompt.count, set(lengths.prompt)))
+    for most in range(largest, 0, -1):
+        units = _units(lengths, most)
+        for count in range(1, len(units) + 1):
+            rows = _fill(units, count)
+            length = width_of(rows, multiple_of)
+            # Single completions, one a row, are what the unpacked rows are
+            fits = costs.fits(count, length, len(lengths.prompt), width) or (most == 1 and count == len(units))
+            if fits and costs.of(count, length) < best[0]:
+                best = (costs.of(count, length), rows)
+    return best[1]
+
+
+def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, multiple_of: int) -> Packed | None:
     """
     Packs a batch, or returns `None` where no row has a token to score.
 
@@ -154,16 +185,14 @@ def pack(
         input_ids (`torch.Tensor` of shape `(B, P + T)`): Left-padded prompts, right-padded completions.
         lengths ([`Lengths`]): From [`read_lengths`].
         width (`int`): T.
-        break_even (`float`): From [`break_even_length`].
-        multiple_of (`int`, *optional*): L is a multiple of it.
+        costs ([`Costs`]).
+        multiple_of (`int`): L is a multiple of it.
     """
-    units = units_of(lengths, break_even)
-    if not units:
-        return None
     columns = input_ids.size(1)
-    laid_out = rows_of_units(units, break_even)
-    length = max(sum(unit.positions for unit in row) for row in laid_out)
-    length = math.ceil(length / (multiple_of or 1)) * (multiple_of or 1)
+    laid_out = lay_out_units(lengths, columns, costs, multiple_of)
+    if not laid_out:
+        return None
+    length = width_of(laid_out, multiple_of)
     shape = (len(laid_out), length)
     token, target = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)  # places in the flat (B * (P + T))
     position, unit_number, segment = (
@@ -226,18 +255,18 @@ def masks_for(config: PreTrainedConfig, packed: Packed, dtype: torch.dtype) -> A
     """
     The `attention_mask` argument of a model: a mask, or one for each kind of layer where it has several.
 
+    Masks are additive and made once, since sdpa turns a boolean one into such a mask in every layer, and keeps each.
+
     Args:
         config ([`~transformers.PreTrainedConfig`]): Of the model.
         packed ([`Packed`]).
-        dtype (`torch.dtype`): Of eager attention's additive mask.
+        dtype (`torch.dtype`): In which attention is computed.
     """
     config = config.get_text_config()
 
     def mask(window: int | None) -> torch.Tensor:
         allowed = attention_mask(packed, window)
-        if config._attn_implementation != "eager":
-            return allowed
-        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -272,14 +301,28 @@ class Packing(NamedTuple):
     Attributes:
         config ([`~transformers.PreTrainedConfig`]): Of the policy.
         dtype (`torch.dtype`): Of its weights.
-        break_even (`float`): From [`break_even_length`].
-        multiple_of (`int`, *optional*): TRL's `pad_to_multiple_of`.
+        costs ([`Costs`]).
+        multiple_of (`int`): L is a multiple of it.
     """
 
     config: PreTrainedConfig
     dtype: torch.dtype
-    break_even: float
-    multiple_of: int | None
+    costs: Costs
+    multiple_of: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, pad_to_multiple_of: int | None) -> Packing:
+        """
+        For a policy.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`]): The policy, without an adapter around it.
+            pad_to_multiple_of (`int`, *optional*): TRL's. Lengths are a multiple of 8 as well, as CUDA's attention with a
+                mask wants it.
+        """
+        eager = model.config.get_text_config()._attn_implementation == "eager"
+        costs = Costs(break_even_length(model.config), keeps_weights=eager)
+        return cls(model.config, model.dtype, costs, math.lcm(8, pad_to_multiple_of or 1))
 
     def score(
         self,
@@ -308,17 +351,18 @@ class Packing(NamedTuple):
         lengths = read_lengths(input_ids, attention_mask, width)
         if lengths is None or not any(lengths.completion_tokens):
             return None
-        rows = range(len(input_ids))
+        rows, device = range(len(input_ids)), input_ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
         # Chunks of rows with the same prompt; the loss scores its micro-batch in one
         order = sorted(rows, key=lambda row: (lengths.prompt[row], -lengths.completion_tokens[row]))
         chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         logps = entropies = None
         for chunk in chunks:
             here = Lengths(*([values[row] for row in chunk] for values in lengths))
-            packed = pack(input_ids[chunk], here, width, self.break_even, self.multiple_of)
+            packed = pack(input_ids[chunk], here, width, self.costs, self.multiple_of)
             if packed is None:  # rows without a token only: zero
                 continue
-            found = _per_token(model, self.config, packed, (len(chunk), width), self.dtype, entropy)
+            found = _per_token(model, self.config, packed, (len(chunk), width), dtype, entropy)
             index = torch.tensor(chunk, device=input_ids.device)
             logps, entropies = (
                 None
@@ -335,10 +379,7 @@ class Packing(NamedTuple):
         prompt, completion = micro_batch["prompt_ids"], micro_batch["completion_ids"]
         mask = torch.cat([micro_batch["prompt_mask"], micro_batch["completion_mask"]], dim=1)
         lengths = read_lengths(torch.cat([prompt, completion], dim=1), mask, completion.size(1))
-        units = [] if lengths is None else units_of(lengths, self.break_even)
-        if not units:
+        rows = [] if lengths is None else lay_out_units(lengths, mask.size(1), self.costs, self.multiple_of)
+        if not rows:
             return int(mask.sum()), mask.numel()
-        rows = rows_of_units(units, self.break_even)
-        longest = max(sum(unit.positions for unit in row) for row in rows)
-        multiple = self.multiple_of or 1
-        return sum(unit.positions for unit in units), len(rows) * math.ceil(longest / multiple) * multiple
+        return sum(unit.positions for row in rows for unit in row), len(rows) * width_of(rows, self.multiple_of)
