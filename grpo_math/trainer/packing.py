@@ -200,7 +200,7 @@ def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, mu
         torch.full(shape, -1),
         torch.zeros(shape).long(),
     )
-    destination = []
+    source, destination = [], []
     number = 0
     for r, row in enumerate(laid_out):
         at = 0
@@ -218,6 +218,7 @@ def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, mu
                 target[r, at:end] = torch.arange(begin + 1, begin + 1 + count)
                 position[r, at:end] = torch.arange(shared, shared + count)
                 segment[r, at:end] = SHARED + 1 + k
+                source.append(torch.arange(r * length + at, r * length + end))
                 destination.append(torch.arange(source_row * width, source_row * width + count))
                 at = end
     scored = target >= 0
@@ -229,7 +230,7 @@ def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, mu
         torch.where(scored.to(device), flat[target.clamp(min=0).to(device)], -100),
         unit_number.to(device),
         segment.to(device),
-        scored.reshape(-1).nonzero().squeeze(1).to(device),
+        torch.cat(source).to(device),
         torch.cat(destination).to(device),
     )
 

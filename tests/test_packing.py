@@ -1,0 +1,300 @@
+"""Packed groups: the layout by hand, and log-probabilities, gradients and limits against the unpacked rows."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from trainer_fixtures import (
+    STOCK_GENERATION,
+    config,
+    prompts,
+    relative_difference,
+    reward,
+    tiny_model,
+    tiny_tokenizer,
+    train,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen3Config,
+    set_seed,
+)
+from trl.trainer.utils import add_fused_lm_head
+
+from grpo_math.trainer import GRPOMathTrainer, packing
+from grpo_math.trainer.lm_head import add_compact_lm_head
+from grpo_math.trainer.packing import SHARED, Costs, Lengths, Packing, attention_mask, lay_out_units, pack, read_lengths
+
+CHEAP_ATTENTION = Costs(break_even=math.inf, keeps_weights=False)
+PAD = 0
+
+
+def batch(rows):
+    """Token ids and attention mask of (prompt, completion) pairs, padded as TRL pads, and the completions' width."""
+    prompt_width, width = max(len(p) for p, _ in rows), max(max(len(c) for _, c in rows), 1)
+    ids, mask = [], []
+    for prompt, completion in rows:
+        left, right = prompt_width - len(prompt), width - len(completion)
+        ids.append([PAD] * left + prompt + completion + [PAD] * right)
+        mask.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
+    return torch.tensor(ids), torch.tensor(mask), width
+
+
+# --- the layout -------------------------------------------------------------------------------------------------------
+
+
+def test_the_layout_of_two_completions_by_hand():
+    a, b, c, d, e, f, g, h = range(1, 9)
+    ids, mask, width = batch([([a, b, c], [d, e]), ([a, b, c], [f, g, h])])
+    packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=1)
+    assert packed.input_ids.tolist() == [[a, b, c, f, g, c, d]]  # the longer completion first
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
+    assert packed.targets.tolist() == [[-100, -100, f, g, h, d, e]]
+    assert packed.segment.tolist() == [[SHARED, SHARED, 1, 1, 1, 2, 2]]
+    assert packed.source.tolist() == [2, 3, 4, 5, 6]
+    assert packed.destination.tolist() == [3, 4, 5, 0, 1]
+    allowed = attention_mask(packed)[0, 0].int().tolist()
+    assert allowed == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1, 1],
+    ]
+    windowed = attention_mask(packed, window=2)[0, 0].int().tolist()
+    assert windowed[5:] == [[0, 1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1, 1]]  # by position, not by place in the row
+
+
+def test_a_mask_with_gaps_is_not_packed():
+    ids, mask, width = batch([([1, 2], [3, 4, 5])])
+    mask[0, 3] = 0
+    assert read_lengths(ids, mask, width) is None
+
+
+def test_rows_without_a_token_are_not_packed():
+    ids, mask, width = batch([([1, 2], [3, 4]), ([1, 2], []), ([5, 6], [])])
+    packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=1)
+    assert packed.input_ids.tolist() == [[1, 2, 3]]
+
+
+def test_long_units_are_split_where_dense_attention_costs_more():
+    lengths = Lengths([0] * 8, [100] * 8, [400] * 8)
+    positions = [sum(unit.positions for unit in row) for row in lay_out_units(lengths, 500, CHEAP_ATTENTION, 1)]
+    assert positions == [99 + 8 * 400]
+    split = lay_out_units(lengths, 500, Costs(break_even=1000.0, keeps_weights=False), 1)
+    assert len(split) > 1
+    assert len(lay_out_units(lengths, 500, Costs(break_even=1.0, keeps_weights=False), 1)) == 8
+
+
+lengths_strategy = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=1, max_size=12).map(
+    lambda rows: Lengths([p for p, _ in rows], [3 + 9 * p for p, _ in rows], [t for _, t in rows])
+)
+
+
+@given(lengths_strategy, st.sampled_from([1.0, 30.0, 1000.0, math.inf]), st.booleans(), st.sampled_from([1, 8]))
+def test_every_layout_holds_each_row_once_within_what_the_unpacked_rows_take(lengths, break_even, eager, multiple_of):
+    width = math.ceil((max(lengths.prompt_tokens) + max(lengths.completion_tokens)) / multiple_of) * multiple_of
+    rows = lay_out_units(lengths, width, Costs(break_even, eager), multiple_of)
+    packed = sorted(row for units in rows for unit in units for row in unit.rows)
+    assert packed == [row for row, tokens in enumerate(lengths.completion_tokens) if tokens]
+    for unit in (unit for units in rows for unit in units):
+        assert len({lengths.prompt[row] for row in unit.rows}) == 1
+    if rows:
+        length = packing.width_of(rows, multiple_of)
+        assert len(rows) * length <= len(lengths.prompt) * width
+        assert not eager or len(rows) * length**2 <= len(lengths.prompt) * width**2
+
+
+# --- log-probabilities ------------------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 23,
+         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0,
+         "bos_token_id": None, "eos_token_id": 1}  # fmt: skip
+WINDOW = {"sliding_window": 4}
+SHAPES = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
+    "mistral, windows": MistralConfig(**SMALL, **WINDOW),
+    "mistral": MistralConfig(**SMALL, sliding_window=None),
+    "gemma 3, windows in some layers": Gemma3TextConfig(
+        **SMALL, **WINDOW, head_dim=8, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "phi 3": Phi3Config(**SMALL),
+}
+
+
+def scored(model, ids, mask, width, score):
+    model.zero_grad()
+    logps, entropies = score(ids, mask, width)
+    (logps.sin().sum() + 0.1 * entropies.cos().sum()).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return logps.detach(), entropies.detach(), gradient
+
+
+def unpacked(model):
+    """TRL's way: every row by itself."""
+
+    def score(ids, mask, width):
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :-width] = -100
+        outputs = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+        return outputs.log_probs[:, -width:], outputs.entropy[:, -width:]
+
+    return score
+
+
+def packed_score(model, **changes):
+    packing = Packing.of(model, None)._replace(**changes)
+    return lambda ids, mask, width: packing.score(model, ids, mask, width, len(ids), entropy=True)
+
+
+def with_head(config, attention="sdpa"):
+    set_seed(0)
+    config._attn_implementation = attention
+    model = AutoModelForCausalLM.from_config(config)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    return model
+
+
+ROWS = [([3, 4, 5, 6, 7], [8, 9, 10, 11]), ([3, 4, 5, 6, 7], [8, 9]), ([12], [13, 14, 15]), ([3, 4, 5, 6, 7], [16]),
+        ([12], [13]), ([17, 18], [])]  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_packed_rows_score_as_unpacked_ones(name, attention):
+    model = with_head(SHAPES[name], attention)
+    rows = batch(ROWS)
+    expected = scored(model, *rows, unpacked(model))
+    for break_even in (math.inf, 1.0):  # whole groups, and single completions
+        found = scored(model, *rows, packed_score(model, costs=Costs(break_even, keeps_weights=False)))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_the_compact_head_scores_packed_rows_alike():
+    model = with_head(SHAPES["llama"])
+    rows = batch(ROWS)
+    expected = scored(model, *rows, packed_score(model))
+    add_compact_lm_head(model)
+    for ours, theirs in zip(scored(model, *rows, packed_score(model)), expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+row_strategy = st.tuples(
+    st.sampled_from([[3, 4, 5], [6], [7, 8, 9, 10, 11, 12]]), st.lists(st.integers(3, 22), max_size=9)
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(row_strategy, min_size=1, max_size=7).filter(lambda rows: any(c for _, c in rows)), st.integers(1, 7))
+def test_any_batch_scores_as_its_unpacked_rows_in_chunks_too(rows, batch_size):
+    model = with_head(LlamaConfig(**SMALL))
+    ids, mask, width = batch(rows)
+    with torch.no_grad():
+        expected = unpacked(model)(ids, mask, width)
+        found = Packing.of(model, None).score(model, ids, mask, width, batch_size, entropy=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs * mask[:, -width:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_completion_does_not_see_the_others():
+    """Not a bit of its log-probabilities depends on their tokens."""
+    model = with_head(LlamaConfig(**SMALL))
+    rows = [([3, 4, 5, 6], [7, 8, 9]), ([3, 4, 5, 6], [10, 11, 12])]
+    other = [rows[0], ([3, 4, 5, 6], [20, 21, 22])]
+    with torch.no_grad():
+        first, second = (packed_score(model)(*batch(pair))[0] for pair in (rows, other))
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
+
+
+# --- in the trainer ---------------------------------------------------------------------------------------------------
+
+
+def logged_padding(trainer):
+    return next(entry["padding_fraction"] for entry in trainer.state.log_history if "padding_fraction" in entry)
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"loss_type": "bnpo"},
+    {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.02},
+    {"steps_per_generation": 4, "max_steps": 2},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8},
+    {"mask_truncated_completions": True},
+    {"gradient_checkpointing": True},
+    {"trainer_kwargs": {"peft_config": LoraConfig(r=4, lora_dropout=0.0)}},
+], ids=str)  # fmt: skip
+def test_groups_are_packed_and_the_gradient_is_trls(tmp_path, options):
+    theirs = train(False, tmp_path / "trl", **options)
+    ours = train(True, tmp_path / "ours", **STOCK_GENERATION, **options)
+    assert ours._packing is not None
+    assert relative_difference(ours.gradients, theirs.gradients) <= 1e-5
+
+
+def test_the_rows_of_a_prompt_share_a_micro_batch_where_the_loss_allows_it(tmp_path):
+    def prompts_per_micro_batch(loss_type):
+        trainer = train(True, tmp_path, loss_type=loss_type, skip_zero_advantage=False)
+        return [len(batch["prompt_ids"].unique(dim=0)) for batch in trainer._buffered_inputs]
+
+    assert prompts_per_micro_batch("dapo") == [2, 2]  # two groups of four in a micro-batch of eight
+    assert max(prompts_per_micro_batch("bnpo")) > 2  # TRL's own micro-batches
+
+
+def test_fewer_positions_are_run(tmp_path):
+    """A column that is counted: positions that the backbone sees."""
+    seen = []
+
+    def count(trainer):
+        embedding = trainer.model.get_input_embeddings()
+        return embedding.register_forward_hook(
+            lambda module, inputs, output: seen.append(inputs[0].numel()) if trainer.model.training else None
+        )
+
+    for option in ({"pack_groups": False}, {}):
+        args = config(tmp_path, per_device_train_batch_size=8, num_generations=4, max_completion_length=6, max_steps=1,
+                      save_strategy="no", **option)  # fmt: skip
+        trainer = GRPOMathTrainer(tiny_model(), reward, args, prompts(), processing_class=tiny_tokenizer())
+        count(trainer)
+        seen.append(0)
+        trainer.train()
+    second = seen.index(0, 1)
+    trained = [sum(n for n in part if n > 64) for part in (seen[:second], seen[second:])]
+    assert 0 < trained[1] < trained[0]
+
+
+GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 23, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: {"model": tiny_model(attention_dropout=0.1)}, "dropout of 0.1"),
+        (lambda: {"model": GPT2LMHeadModel(GPT2Config(**GPT2))}, "not rotary"),
+        (lambda: {"peft_config": LoraConfig(r=4, lora_dropout=0.05)}, "dropout of 0.05"),
+    ],
+    ids=["dropout", "absolute positions", "dropout of the adapter"],
+)
+def test_packing_is_disabled_with_the_reason_where_it_is_not_exact(tmp_path, caplog, make, reason):
+    def build(**options):
+        parts = {"model": tiny_model(), "peft_config": None} | make()
+        return GRPOMathTrainer(parts["model"], reward, config(tmp_path, **options), prompts(),
+                               processing_class=tiny_tokenizer(), peft_config=parts["peft_config"])  # fmt: skip
+
+    assert build()._packing is None
+    (warning,) = {record.message for record in caplog.records if "pack_groups is disabled" in record.message}
+    assert reason in warning
+    with pytest.raises(ValueError, match=rf"pack_groups=True is not exact here: .*{reason}.*Leave pack_groups out"):
+        build(pack_groups=True)
