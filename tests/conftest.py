@@ -77,10 +77,10 @@ def short():
 
 @pytest.fixture(scope="session")
 def small_shape(tmp_path_factory):
-    """A folder with the configuration of a model of three small layers."""
+    """A folder with the configuration of a model of two small layers."""
     from benchmarks.memory import shape_folder
 
-    return shape_folder(tmp_path_factory.mktemp("shape"))
+    return shape_folder(tmp_path_factory.mktemp("shape"), num_hidden_layers=2)
 
 
 @pytest.fixture
@@ -97,6 +97,29 @@ def small_argv(small_values):
     from grpo_math.memory import as_arguments
 
     return as_arguments({name: value for name, value in small_values.items() if name != "use_cpu"})
+
+
+@pytest.fixture(scope="session")
+def _made_predictions():
+    return {}
+
+
+@pytest.fixture
+def kept_predictions(monkeypatch, _made_predictions):
+    """The advice makes each prediction once for the whole test run: equal arguments give equal predictions."""
+    import copy
+    import json
+
+    from grpo_math.memory import advice, command, predict
+
+    def kept(*args, **kwargs):
+        key = json.dumps([args, kwargs], default=str)
+        if key not in _made_predictions:
+            _made_predictions[key] = predict(*args, **kwargs)
+        return copy.deepcopy(_made_predictions[key])
+
+    monkeypatch.setattr(advice, "predict", kept)
+    monkeypatch.setattr(command, "predict", kept)
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.configurations import CLEARLY, OUT_OF_MEMORY, PARTS, TINY_SIZES, configurations, judge
-from benchmarks.throughput import throughput
 from conftest import RECIPES
 
 from benchmarks import gpu
 from benchmarks.gpu import gradients as gradients_part
 from benchmarks.gpu.children import Children, workers
 from benchmarks.gpu.command_line import parse
+from benchmarks.gpu.configurations import CLEARLY, OUT_OF_MEMORY, PARTS, TINY_SIZES, configurations, judge
 from benchmarks.gpu.report import card_name, failed, markdown
 from benchmarks.gpu.run import read_run, real_steps
+from benchmarks.gpu.throughput import throughput
 from benchmarks.gpu.trainers import fixed_completions
 from grpo_math import memory
 from grpo_math.memory import GIB

@@ -10,6 +10,8 @@ from grpo_math.memory.advice import with_micro_batch
 from grpo_math.memory.predict import merged_overrides
 from grpo_math.recipe import load_recipe
 
+pytestmark = pytest.mark.usefixtures("kept_predictions")
+
 
 def test_adapter_is_not_advised_beside_an_adapter_nor_4_bit_for_a_gguf_file(small_values, saved_adapter, tmp_path):
     def advised(model, **changes):

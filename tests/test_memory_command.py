@@ -9,6 +9,8 @@ from conftest import GSM8K
 from grpo_math import cli, memory
 from grpo_math.memory import GIB, command
 
+pytestmark = pytest.mark.usefixtures("kept_predictions")
+
 
 def run_command(capsys, *words):
     code = cli.main(["memory", *map(str, words)])

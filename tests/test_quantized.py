@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from grpo_math import models
 from grpo_math.recipe import load_recipe
+from grpo_math.run.heldout import measure_heldout
 from grpo_math.run.prepare import prepare
 from grpo_math.run.train import train
 
@@ -166,7 +167,7 @@ def test_measuring_before_training_changes_nothing_in_a_4bit_run(prepared):
     """On some CPUs bitsandbytes repacks 4-bit weights when they are evaluated, and these have no gradient."""
     heldout = {"heldout_size": 16, "heldout_generations": 2}
     measured = prepared("measured", **QLORA, **heldout)
-    measured.measure("before")
+    measure_heldout(measured, "before")
     train_and_save(measured)
     unmeasured = prepared("unmeasured", **QLORA, **heldout)
     train_and_save(unmeasured)

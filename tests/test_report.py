@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from grpo_math import report
+from grpo_math.run import callbacks
+from grpo_math.run.train import set_aside
 
 
 def metrics(folder, steps):
@@ -38,18 +40,18 @@ def test_a_line_cut_off_by_a_crash_is_left_out_and_a_broken_one_is_named(tmp_pat
 def test_values_that_json_has_not_become_null():
     import torch
 
-    assert report._plain(float("nan")) is None
-    assert report._plain(torch.tensor(math.inf)) is None
-    assert report._plain(torch.tensor(2.0)) == 2.0
-    assert json.loads(report._line({"a": 1, "b": "é"})) == {"a": 1, "b": "é"}
+    assert callbacks.json_value(float("nan")) is None
+    assert callbacks.json_value(torch.tensor(math.inf)) is None
+    assert callbacks.json_value(torch.tensor(2.0)) == 2.0
+    assert json.loads(callbacks.json_line({"a": 1, "b": "é"})) == {"a": 1, "b": "é"}
 
 
 def test_an_earlier_runs_files_are_set_aside_and_kept(tmp_path):
-    assert report.set_aside(tmp_path) is None
+    assert set_aside(tmp_path) is None
     for text in ("first", "second"):
         (tmp_path / report.SUMMARY).write_text(text)
         (tmp_path / "checkpoint-5").mkdir()
-        report.set_aside(tmp_path)
+        set_aside(tmp_path)
     assert not (tmp_path / report.SUMMARY).exists()
     assert (tmp_path / "earlier-1" / report.SUMMARY).read_text() == "first"
     assert (tmp_path / "earlier-2" / report.SUMMARY).read_text() == "second"

@@ -48,7 +48,7 @@ class RunRecorder(TrainerCallback):
             for name in (METRICS, COMPLETIONS):
                 path = self.folder / name
                 kept = [line for line in read_jsonl(path) if line["step"] <= self.first_step] if path.exists() else []
-                path.write_text("".join(_line(line) for line in kept), encoding="utf-8")
+                path.write_text("".join(json_line(line) for line in kept), encoding="utf-8")
         self.trainer.accelerator.wait_for_everyone()
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -61,10 +61,10 @@ class RunRecorder(TrainerCallback):
         if not state.is_world_process_zero or not logs or "reward" not in logs:
             return
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(_line({"step": state.global_step, **{k: _plain(v) for k, v in logs.items()}}))
+            file.write(json_line({"step": state.global_step, **{k: json_value(v) for k, v in logs.items()}}))
         with (self.folder / COMPLETIONS).open("a", encoding="utf-8") as file:
             for record in self._one_group():
-                file.write(_line({"step": state.global_step, **record}))
+                file.write(json_line({"step": state.global_step, **record}))
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -80,21 +80,21 @@ class RunRecorder(TrainerCallback):
             {
                 "prompt": prompt,
                 "completion": completion,
-                "rewards": {name: _plain(values[i]) for name, values in rewards.items()},
-                "advantage": _plain(advantage),
+                "rewards": {name: json_value(values[i]) for name, values in rewards.items()},
+                "advantage": json_value(advantage),
             }
             for i, (prompt, completion, advantage) in enumerate(zip(*columns, strict=True))
         ]
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A JSON value; NaN and infinity, which JSON has not, become null."""
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _line(record: dict) -> str:
+def json_line(record: dict) -> str:
     return json.dumps(record, ensure_ascii=False, default=str) + "\n"
 
 
