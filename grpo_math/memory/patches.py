@@ -25,6 +25,7 @@ from trl.trainer import utils
 
 from grpo_math.memory.model import base_model
 from grpo_math.memory.tracker import Tracker
+from grpo_math.trainer import micro_batches, packing
 
 # Every private name of another library that this package overrides, patches, reads or sets, and every public one that it
 # replaces, as library -> `module:name`. A test checks that each still exists and that the package uses no other, so that an
@@ -181,6 +182,58 @@ def fake_stand_ins() -> Iterator[None]:
         # torch's own method would copy a storage that does not exist
         stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", deepcopy, create=True))
         yield
+
+
+@contextlib.contextmanager
+def full_length_packing(args: Any, labelled: dict[tuple[int, ...], int]) -> Iterator[None]:
+    """
+    Inside the context packing works on fakes, whose lengths cannot be read: every prompt and completion has the full length.
+
+    Args:
+        args: The trainer's arguments.
+        labelled: Gets the shape of each packed batch and how many of its positions have a label.
+    """
+    real_pack = packing.pack
+
+    def read_lengths(input_ids, attention_mask, width):
+        rows = len(input_ids)
+        prompts = rows // args.num_generations
+        if rows == args.per_device_train_batch_size:
+            prompts = most_prompts_of_a_micro_batch(args)
+        numbers = [row * max(prompts, 1) // rows for row in range(rows)]
+        return packing.Lengths(numbers, [input_ids.size(1) - width] * rows, [width] * rows)
+
+    def pack(*arguments):
+        packed = real_pack(*arguments)
+        labelled[tuple(packed.targets.shape)] = len(packed.source)
+        return packed
+
+    def lay_out_generation(batches, *arguments):
+        return batches, 0
+
+    with (
+        mock.patch.object(packing, "read_lengths", read_lengths),
+        mock.patch.object(packing, "pack", pack),
+        mock.patch.object(micro_batches, "lay_out_generation", lay_out_generation),
+    ):
+        yield
+
+
+def most_prompts_of_a_micro_batch(args: Any) -> int:
+    """
+    From how many prompts the rows of a micro-batch come at most, where groups are brought together ([`lay_out_generation`]).
+
+    Groups are whole in a window that holds the whole generation. They come apart where an option keeps TRL's micro-batches,
+    or where a generation is shuffled over several optimizer steps.
+    """
+    rows, group = args.per_device_train_batch_size, args.num_generations
+    generated = rows * args.steps_per_generation // group
+    whole = micro_batches.window_size(args.steps_per_generation, args.gradient_accumulation_steps)
+    if args.mixes_rows() or whole < args.steps_per_generation:
+        return min(rows, generated)
+    if group % rows == 0:
+        return 1
+    return rows // group if rows % group == 0 else min(-(-(rows - 1) // group) + 1, generated)
 
 
 @contextlib.contextmanager

@@ -127,9 +127,10 @@ def run_one_step(
     """
     task, args = recipe.task, copy.copy(recipe.training)
     device = torch.device("cpu") if device is None else device
+    labelled: dict[tuple[int, ...], int] = {}  # of packed batches
     tracker = Tracker(
         512 if cuda else 1,
-        _masked_rows(prompt_length, args.max_completion_length) if fake_tensors else None,
+        _masked_rows(prompt_length, args.max_completion_length, labelled) if fake_tensors else None,
         workspace if fake_tensors and cuda else 0,
     )
     tracker.group_size = args.num_generations
@@ -153,6 +154,7 @@ def run_one_step(
         if fake_tensors:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(patches.fake_stand_ins())
+            stack.enter_context(patches.full_length_packing(args, labelled))
             if cuda:
                 stack.enter_context(patches.cuda_stand_ins(tracker))
             stack.enter_context(tracker)
@@ -196,10 +198,14 @@ def _frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _masked_rows(prompt_length: int, completion_length: int) -> Callable[[torch.Size], int]:
-    """Number of true elements in the boolean mask of a shape: of whole sequences, those at completion tokens."""
+def _masked_rows(
+    prompt_length: int, completion_length: int, labelled: dict[tuple[int, ...], int]
+) -> Callable[[torch.Size], int]:
+    """Number of true elements in the boolean mask of a shape: of sequences, those at completion tokens."""
 
     def count(shape: torch.Size) -> int:
+        if tuple(shape) in labelled:
+            return labelled[tuple(shape)]
         if len(shape) == 2 and shape[1] >= prompt_length + completion_length - 1:
             return shape[0] * completion_length  # the labelled positions of a micro-batch
         return math.prod(shape)
@@ -296,14 +302,15 @@ def make_prompts(length: int, rows: int, group: int, vocabulary: int = 3) -> lis
     """
     Token ids of prompts of `length` tokens. The `group` rows of a prompt are equal.
 
-    Prompts differ as far as the vocabulary's size lets them. All but the first row lack a token, so that there is padding.
+    Prompts differ as far as the vocabulary's size lets them. All but the first lack a token, so that there is padding.
     """
     words = vocabulary - 2  # without padding and end
 
     def prompt(number: int, size: int) -> list[int]:
         return [2 + number % words, *[2 + number // words % words] * (size - 1)]
 
-    return [prompt(row // group, length if row == 0 else max(length - 1, 1)) for row in range(rows)]
+    numbers = [row // group for row in range(rows)]
+    return [prompt(number, length if number == 0 else max(length - 1, 1)) for number in numbers]
 
 
 def _second_micro_batch(micro_batches: int, generate_every: int) -> tuple[int, int]:
