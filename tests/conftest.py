@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing here needs a GPU, a hub or data outside the repository."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 GSM8K = ROOT / "recipes" / "gsm8k.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage():
+    """Every `train()` collects garbage, which takes ten times as long as a tiny step if it walks all that is imported."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,10 +84,10 @@ def short():
 
 @pytest.fixture(scope="session")
 def small_shape(tmp_path_factory):
-    """A folder with the configuration of a model of two small layers."""
+    """A folder with the configuration of a model of three small layers."""
     from benchmarks.memory import shape_folder
 
-    return shape_folder(tmp_path_factory.mktemp("shape"), num_hidden_layers=2)
+    return shape_folder(tmp_path_factory.mktemp("shape"))
 
 
 @pytest.fixture
