@@ -16,7 +16,7 @@ test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

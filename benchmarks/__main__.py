@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
     names = available()
     if not argv or argv[0] not in names:
         listing = "\n".join(f"  {name:14} {summary}" for name, summary in names.items())
-        asked = "" if not argv or argv[0] in ("-h", "--help") else f"There is no benchmark {argv[0]!r}. "
-        print(f"{asked}usage: python -m benchmarks NAME [options]\n{listing}")
-        return 0 if argv and not asked else 2
+        complaint = "" if not argv or argv[0] in ("-h", "--help") else f"There is no benchmark {argv[0]!r}. "
+        print(f"{complaint}usage: python -m benchmarks NAME [options]\n{listing}")
+        return 0 if argv and not complaint else 2
     return importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:]) or 0
 
 

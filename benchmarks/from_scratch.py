@@ -204,7 +204,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     model, tokenizer, rows, reward = tiny_countdown()
     recent: list[float] = []
 
@@ -213,6 +213,6 @@ def main(argv: list[str]) -> int:
         if entry["step"] % 20 == 0:
             print(f"step {entry['step']:4d}   mean reward of the last 20 steps {sum(recent[-20:]) / 20:.3f}")
 
-    settings = Settings(max_steps=asked.steps, beta=asked.beta, seed=asked.seed)
+    settings = Settings(max_steps=args.steps, beta=args.beta, seed=args.seed)
     train(model, tokenizer, rows, reward, settings, show)
     return 0

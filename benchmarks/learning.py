@@ -168,13 +168,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     found = {}
     with tempfile.TemporaryDirectory() as out:
-        for label in asked.settings:
+        for label in args.settings:
             found[label] = [
-                learn(SETTINGS[label], seed, asked.steps, asked.learning_rate, Path(out)) for seed in range(asked.seeds)
+                learn(SETTINGS[label], seed, args.steps, args.learning_rate, Path(out)) for seed in range(args.seeds)
             ]
             print(f"{label}: reward {ends(found[label], 'reward')}, KL {ends(found[label], 'kl')}", flush=True)
-    publish(found, asked.learning_rate)
+    publish(found, args.learning_rate)
     return 0

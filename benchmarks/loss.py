@@ -266,12 +266,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=300, help="steps of a learning curve, 0 for none")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--child", nargs=4, metavar=("MODEL", "CONTENDER", "BETA", "FOLDER"), help=argparse.SUPPRESS)
-    asked = parser.parse_args(argv)
-    if asked.child:
-        name, contender, beta, work = asked.child
+    args = parser.parse_args(argv)
+    if args.child:
+        name, contender, beta, work = args.child
         print(json.dumps(contend(name, contender, float(beta), Path(work))))
         return 0
-    found = identical_batches(asked.models)
-    curves = learning_curves(asked.steps, asked.seeds) if asked.steps else None
+    found = identical_batches(args.models)
+    curves = learning_curves(args.steps, args.seeds) if args.steps else None
     common.save("loss", report(found, curves), {"identical_batches": found, **(curves or {})})
     return 0

@@ -61,9 +61,9 @@ CPU_CASES = {
 }
 
 
-def shape_folder(folder: Path, **other) -> Path:
-    """A folder with the configuration of the small shape; `other` fields replace its own."""
-    Qwen2Config(**(SHAPE | other)).save_pretrained(folder)
+def shape_folder(folder: Path) -> Path:
+    """A folder with the configuration of the small shape."""
+    Qwen2Config(**SHAPE).save_pretrained(folder)
     return folder
 
 

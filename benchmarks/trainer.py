@@ -175,8 +175,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--float32", action="store_true", help="float32 instead of bf16 autocast")
-    asked = parser.parse_args(argv)
-    found = measure(asked.cases, asked.rounds, not asked.float32)
-    name = "trainer" if asked.cases == list(CASES) else "trainer_" + "_".join(asked.cases)
-    common.save(name, report(found, not asked.float32), {"bf16": not asked.float32, "rounds": found})
+    args = parser.parse_args(argv)
+    found = measure(args.cases, args.rounds, not args.float32)
+    name = "trainer" if args.cases == list(CASES) else "trainer_" + "_".join(args.cases)
+    common.save(name, report(found, not args.float32), {"bf16": not args.float32, "rounds": found})
     return 0

@@ -20,19 +20,20 @@ OVERRIDES = """overrides:
 TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           for the model, curve and checkpoints; an earlier run's files are kept
   --resume_from_checkpoint true resume from the last checkpoint in output_dir (or name a checkpoint's folder)
 
-exit code: 0 done, 1 out of memory, 2 something given is wrong, 130 stopped by Ctrl-C (with a checkpoint)"""
+exit code: 0 done, 1 out of memory, 2 wrong input, 130 stopped by Ctrl-C (with a checkpoint)
+(accelerate's launcher prints a traceback of its own below an error and then always exits with 1)"""
 EVAL = f"""{OVERRIDES}  --model_name_or_path FOLDER   a trained model: the output_dir of its run
   --heldout_size N              on this many problems
   --heldout_generations K       with K samples of each
 
-exit code: 0 done, 2 something given is wrong"""
+exit code: 0 done, 2 wrong input"""
 
 
-COMMANDS = ("train", "eval", "memory", "report", "fields")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command; `run` in its result is the command's function, `(args, overrides) -> exit code`."""
+def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """
+    The parser, and the names of the commands. `run` in the parser's result is the command's function,
+    `(args, overrides) -> exit code`.
+    """
     parser = argparse.ArgumentParser(
         "grpo-math",
         description="GRPO on Countdown and GSM8K. `python -m grpo_math` is the same command.",
@@ -90,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         _fields,
     )
     fields.add_argument("text", metavar="TEXT", nargs="*", help="only fields whose name or help holds TEXT")
-    return parser
+    return parser, list(commands.choices)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,14 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml")):  # accelerate launch -m grpo_math RECIPE
         argv = ["train", *argv]
-    parser = build_parser()
+    parser, commands = build_parser()
     try:
         if not argv:
             parser.print_help()
             return 2
-        if argv[0] not in COMMANDS and not argv[0].startswith("-"):
-            parser.error(f"there is no command {argv[0]!r}{nearest(argv[0], COMMANDS)}")
+        if argv[0] not in commands and argv[0] not in ("-h", "--help"):
+            parser.error(f"there is no command {argv[0]!r}{nearest(argv[0], commands)}")
         args, overrides = parser.parse_known_args(argv)
+        if hasattr(args, "recipe") and args.recipe != argv[1] and argv[1] in overrides:
+            parser.error(f"RECIPE comes first: grpo-math {argv[0]} RECIPE {argv[1]} ...")
         if overrides and not hasattr(args, "recipe"):
             parser.error(f"{argv[0]} takes no {' '.join(overrides)}")
     except SystemExit as stop:  # argparse has said why, or printed the help

@@ -2,7 +2,7 @@
 
 transformers' `generate` prefills every row, so the same prompt G times, and keeps finished rows in the batch until the
 longest is done. [`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those
-of `generate`. Greedy output is identical and sampled output equal in law. The random numbers are dealt to the rows as
+of `generate`. Greedy output is identical and sampled output equal in distribution. The random numbers are dealt to the rows as
 transformers deals them, but a draw on the edge between two tokens can fall to the other side by round-off.
 
 >>> model.generate(**inputs, generation_config=config, custom_generate=decode)

@@ -1,4 +1,4 @@
-"""Loading the policy: precision by what the device can do, quantization, GGUF files, and the built-in tiny model."""
+"""Loading the policy: precision by what the device can do, quantization, GGUF files, saved adapters."""
 
 from __future__ import annotations
 

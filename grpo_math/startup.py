@@ -7,7 +7,7 @@ import warnings
 
 
 def quieten() -> None:
-    """Leaves out what a user can do nothing about, so that what is printed is worth reading."""
+    """Silences warnings that a user cannot act on."""
     # TRL 1.16 sets arguments that transformers has renamed since.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
     # bitsandbytes says at import, on every CPU, that an optional kernel package is missing.

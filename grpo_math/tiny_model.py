@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def tiny_model_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
             target = Path(making) / "model"
-            print("Making builtin/countdown-tiny (once, some ten seconds) ...", flush=True)
+            print("Making builtin/countdown-tiny (once, some ten seconds) ...", file=sys.stderr, flush=True)
             model, tokenizer = make_tiny_model()
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)

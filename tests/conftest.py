@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing here needs a GPU, a hub or data outside the repository."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 GSM8K = ROOT / "recipes" / "gsm8k.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_no_garbage():
+    """Every `train()` collects garbage, which takes ten times as long as a tiny step if it walks all that is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,10 +85,10 @@ def short():
 
 @pytest.fixture(scope="session")
 def small_shape(tmp_path_factory):
-    """A folder with the configuration of a model of two small layers."""
+    """A folder with the configuration of a model of three small layers."""
     from benchmarks.memory import shape_folder
 
-    return shape_folder(tmp_path_factory.mktemp("shape"), num_hidden_layers=2)
+    return shape_folder(tmp_path_factory.mktemp("shape"))
 
 
 @pytest.fixture
@@ -91,12 +99,25 @@ def small_values(small_shape):
     return {**COMMON, "model_name_or_path": small_shape, "gradient_accumulation_steps": 4, "heldout_size": 0}
 
 
+@pytest.fixture(scope="session")
+def shallow_shape(small_shape, tmp_path_factory):
+    """The small shape with two layers, for tests that compare predictions with each other."""
+    from transformers import AutoConfig
+
+    folder = tmp_path_factory.mktemp("shallow")
+    AutoConfig.from_pretrained(small_shape, num_hidden_layers=2, layer_types=["full_attention"] * 2).save_pretrained(
+        folder
+    )
+    return folder
+
+
 @pytest.fixture
-def small_argv(small_values):
-    """The words of `small_values` for a prediction, which needs no `--use_cpu`."""
+def small_argv(small_values, shallow_shape):
+    """The words of `small_values` for a prediction, with two layers and without `--use_cpu`."""
     from grpo_math.memory import as_arguments
 
-    return as_arguments({name: value for name, value in small_values.items() if name != "use_cpu"})
+    values = {**small_values, "model_name_or_path": shallow_shape}
+    return as_arguments({name: value for name, value in values.items() if name != "use_cpu"})
 
 
 @pytest.fixture(scope="session")

@@ -47,3 +47,44 @@ def test_each_command_explains_its_options(capsys, command, says):
     if command != "fields":
         assert cli.main([command]) == 2
         assert f"usage: grpo-math {command}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--max_steps", "5", "r.yaml"],
+        ["eval", "--use_peft", "true", "r.yaml"],
+        ["memory", "--beta=0", "r.yaml"],
+    ],
+)
+def test_overrides_before_the_recipe_are_refused_with_the_right_order(capsys, argv):
+    assert cli.main(argv) == 2
+    assert f"RECIPE comes first: grpo-math {argv[0]} RECIPE {argv[1]} ..." in capsys.readouterr().err
+
+
+def test_options_of_a_command_may_come_before_the_recipe(capsys, tmp_path):
+    assert cli.main(["memory", "--vram", "8", str(tmp_path / "r.yaml")]) == 2
+    assert f"there is no recipe {tmp_path / 'r.yaml'}" in capsys.readouterr().err
+
+
+def test_a_negative_number_and_a_value_behind_an_equals_sign_reach_the_overrides():
+    args, overrides = cli.build_parser()[0].parse_known_args(
+        ["train", "r.yaml", "--a", "-0.5", "--b=c d", "--list", "x", "-1"]
+    )
+    assert args.recipe == "r.yaml"
+    assert overrides == ["--a", "-0.5", "--b=c d", "--list", "x", "-1"]
+
+
+def test_making_the_tiny_model_leaves_standard_output_to_the_answer(tmp_path, monkeypatch, capsys):
+    from grpo_math import tiny_model
+
+    def stop():
+        raise RuntimeError("far enough")
+
+    monkeypatch.setenv("GRPO_MATH_CACHE", str(tmp_path))
+    monkeypatch.setattr(tiny_model, "make_tiny_model", stop)
+    with pytest.raises(RuntimeError, match="far enough"):
+        tiny_model.tiny_model_folder()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Making builtin/countdown-tiny" in printed.err

@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import GSM8K
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 from grpo_math import memory
 from grpo_math.memory import GIB, memory_savings
@@ -78,7 +78,11 @@ def test_savings_are_combined_when_none_alone_is_enough(small_argv):
     assert len(tried) == 1  # with everything at its smallest it does not fit either
 
 
-def test_solve_finds_the_largest_that_fits(small_argv):
+def test_solve_finds_the_largest_that_fits(small_argv, shallow_shape, tmp_path):
+    shape = AutoConfig.from_pretrained(shallow_shape, max_position_embeddings=512)  # fewer lengths to search
+    shape.save_pretrained(tmp_path)
+    small_argv[small_argv.index("--model_name_or_path") + 1] = str(tmp_path)
+    small_argv += ["--use_peft", "false", "--dtype", "float32"]  # a third of an adapter's operations
     need = memory.predict(GSM8K, small_argv, 32)
     vram = (need.total + 0.1 * need.peak) / GIB
     micro, length = memory.solve(GSM8K, small_argv, 32, vram)

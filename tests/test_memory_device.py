@@ -23,10 +23,8 @@ class FakeDevice:
             "get_device_properties": lambda device: properties,
             "get_device_capability": lambda: capability,
             "mem_get_info": lambda: (4 * GIB, 8 * GIB),
-            "memory_reserved": lambda: 2 * GIB,
-            "get_per_process_memory_fraction": lambda: self.share,
         }
-        self.share, self.smi = 1.0, smi
+        self.smi = smi
         for name, function in cuda.items():
             monkeypatch.setattr(torch.cuda, name, function)
         monkeypatch.setattr(subprocess, "run", self.run)
@@ -46,13 +44,6 @@ def test_free_memory_is_queried_without_a_cuda_context(monkeypatch):
     assert memory.available_vram()[0] == 8.0
     for device.smi in (None, "[N/A]\n", ""):
         assert memory.available_vram()[0] == 4.0  # torch's own answer
-
-
-def test_memory_of_this_process_is_available_to_its_rerun(monkeypatch):
-    device = FakeDevice(monkeypatch)
-    assert memory.available_vram_for_rerun() == pytest.approx(4 + 2 + 0.7, abs=1e-6)
-    device.share = 0.25
-    assert memory.available_vram_for_rerun() == pytest.approx(2 + 0.7, abs=1e-6)
 
 
 def test_cublas_workspace_depends_on_the_device(monkeypatch):

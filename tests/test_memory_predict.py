@@ -122,22 +122,16 @@ def header_figure(path):
 
 
 @pytest.mark.parametrize("path", EIGHT_GB, ids=[path.stem for path in EIGHT_GB])
-def test_every_recipe_states_its_stored_peak_which_fits_8_gib(path):
+def test_every_recipe_states_its_stored_peak_which_fits_its_card(path):
     stored = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))["recipes"]
     assert header_figure(path) == pytest.approx(stored[path.name]["total"] / GIB, abs=0.006)
-    assert header_figure(path) < 8
+    assert header_figure(path) < (4 if path.stem == "gsm8k_1.5b_qlora" else 8)
     assert f"accelerate launch recipes/{path.name}" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EIGHT_GB, ids=[path.stem for path in EIGHT_GB])
-def test_every_recipe_fits_8_gib_with_the_peak_in_its_header(path):
+def test_every_recipe_fits_its_card_with_the_peak_in_its_header(path):
     prediction = memory.predict(path)
-    assert prediction.fits(8)
+    assert prediction.fits(4 if path.stem == "gsm8k_1.5b_qlora" else 8)
     assert prediction.total / GIB == pytest.approx(header_figure(path), rel=0.03)  # tested versions differ by 1 %
-
-
-def test_1_5_b_qlora_fits_4_gib():
-    prediction = memory.predict(ROOT / "recipes" / "gsm8k_1.5b_qlora.yaml")
-    assert prediction.fits(4)
-    assert prediction.total / GIB == pytest.approx(header_figure(ROOT / "recipes" / "gsm8k_1.5b_qlora.yaml"), rel=0.03)

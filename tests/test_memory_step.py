@@ -1,6 +1,7 @@
 """One step on fake tensors: it takes what torch's profiler records of a real one, storage by storage."""
 
 import contextlib
+import gc
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from trl import ModelConfig
 
 from benchmarks import memory as compared
 from grpo_math import memory, models
+from grpo_math.memory import step
 from grpo_math.memory.model import build_model, quantization_tensors
 from grpo_math.memory.step import make_prompts, run_one_step
 from grpo_math.recipe import load_recipe
@@ -135,3 +137,13 @@ def test_one_row_of_one_token_is_predicted(small_values):
     step = run_one_step(recipe, memory.model_config(recipe), 1)
     assert set(step.peaks) == {"load", "generation", "scoring", "training", "optimizer"}
     assert step.peak == max(step.peaks.values()) > 0
+
+
+def test_a_step_leaves_earlier_objects_out_of_garbage_collection_and_gives_them_back():
+    gc.unfreeze()
+    with step._frozen_heap():
+        assert gc.get_freeze_count() > 1000
+        with step._frozen_heap():  # somebody else's stays
+            assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() == 0

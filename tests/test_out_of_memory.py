@@ -32,7 +32,7 @@ def fail_at(monkeypatch, name, step):
 def memory_command(printed):
     """The `grpo-math memory` command among what was printed, as its parser reads it, with its recipe loaded."""
     (line,) = [line for line in printed.splitlines() if line.strip().startswith("grpo-math memory ")]
-    args, overrides = cli.build_parser().parse_known_args(shlex.split(line)[1:])
+    args, overrides = cli.build_parser()[0].parse_known_args(shlex.split(line)[1:])
     return args, load_recipe(args.recipe, overrides)
 
 
@@ -46,7 +46,8 @@ def test_a_checkpoint_is_left_and_the_commands_go_on(tiny_recipe, tmp_path, caps
     assert f"Out of memory in the phase {phase}" in printed
     assert "Tried to allocate 1.16 GiB" in printed
     assert str(tmp_path / "checkpoint-3") in printed
-    assert f"accelerate launch {tmp_path / 'recipe.yaml'} --resume_from_checkpoint true --field value" in printed
+    assert f"accelerate launch {tmp_path / 'recipe.yaml'} --resume_from_checkpoint true [--field value ...]" in printed
+    assert "other optim, use_peft or load_in_4bit: start afresh" in printed
     args, recipe = memory_command(printed)
     assert args.recipe == str(tmp_path / "recipe.yaml")
     assert args.prompt_length > 1

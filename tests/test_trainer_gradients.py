@@ -24,8 +24,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 TOLERANCE = 1e-5
 LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
-# One loss type of each aggregation at once, the others with `-m slow`
-FEW_FIRST = [*LOSS_TYPES[:4], *(pytest.param(name, marks=pytest.mark.slow) for name in LOSS_TYPES[4:])]
 
 
 def compare(tmp_path, model=tiny_model, **options):
@@ -54,7 +52,7 @@ def test_stored_old_logps_and_several_iterations_give_the_same_gradients(tmp_pat
     assert difference <= TOLERANCE
 
 
-@pytest.mark.parametrize("loss_type", FEW_FIRST)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_lora_adapter_gets_the_same_gradient(tmp_path, loss_type, checkpointing):
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -70,7 +68,7 @@ def test_a_lora_adapter_gets_the_same_gradient(tmp_path, loss_type, checkpointin
     assert logged(ours, "skipped_rows")[0] == 8
 
 
-@pytest.mark.parametrize("loss_type", FEW_FIRST)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_gradient_checkpointing_gives_the_same_gradient(tmp_path, loss_type):
     difference, _, _ = compare(tmp_path, loss_type=loss_type, gradient_checkpointing=True)
     assert difference <= TOLERANCE
@@ -234,12 +232,7 @@ def test_with_every_option_off_nothing_differs_in_a_single_bit(tmp_path):
         assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
 
 
-@pytest.mark.parametrize(
-    "loss_types",
-    [["dapo", "bnpo"], pytest.param(LOSS_TYPES, marks=pytest.mark.slow)],
-    ids=["two losses", "every loss"],
-)
-def test_two_processes_give_the_same_gradient(tmp_path, loss_types):
+def test_two_processes_give_the_same_gradient(tmp_path):
     """Rows of one group lie on both processes, which keep the same number of rows in each micro-batch."""
     here = Path(__file__).parent
     environment = os.environ | {
@@ -248,13 +241,13 @@ def test_two_processes_give_the_same_gradient(tmp_path, loss_types):
         "CUDA_VISIBLE_DEVICES": "",
     }
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", str(here / "two_processes.py"), str(tmp_path), *loss_types]
+    command += ["--main_process_port", "0", str(here / "two_processes.py"), str(tmp_path), *LOSS_TYPES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for result in results:
         assert result["world_size"] == 2
-        assert set(result["differences"]) >= {*loss_types, "uneven"}
+        assert set(result["differences"]) >= {*LOSS_TYPES, "uneven"}
         assert max(result["differences"].values()) <= TOLERANCE, result["differences"]
     assert results[0]["skipped"] == results[1]["skipped"]
     assert results[0]["dynamic_sampling"] == results[1]["dynamic_sampling"]

@@ -1,7 +1,5 @@
 """What the trainer's tests share: a tiny model and tokenizer built on the spot, prompts, rewards, gradient capture."""
 
-import gc
-
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
@@ -9,8 +7,6 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_math.tiny_model import word_tokenizer
 from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
-
-gc.freeze()  # every `train()` collects garbage, which takes ten times as long as the tiny step if it walks the imports
 
 WORDS = [f"w{i}" for i in range(20)]
 ALL_OFF = dict.fromkeys(

@@ -7,7 +7,7 @@ Importing this package does not import torch, so that the command line answers i
 """
 
 from grpo_math.memory.advice import MemorySaving, memory_savings, solve, suggest
-from grpo_math.memory.device import available_vram, available_vram_for_rerun, cublas_workspace, is_out_of_memory
+from grpo_math.memory.device import available_vram, cublas_workspace, is_out_of_memory
 from grpo_math.memory.measure import measure, profiled_peaks
 from grpo_math.memory.predict import as_arguments, check_versions, predict
 from grpo_math.memory.results import (
@@ -37,7 +37,6 @@ __all__ = [
     "Suggestion",
     "as_arguments",
     "available_vram",
-    "available_vram_for_rerun",
     "check_versions",
     "cublas_workspace",
     "gib",

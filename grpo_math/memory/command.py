@@ -19,7 +19,7 @@ from grpo_math.memory.device import available_vram
 from grpo_math.memory.measure import measure
 from grpo_math.memory.predict import as_arguments, predict
 from grpo_math.memory.results import GIB, OVERHEAD_BYTES, OVERHEAD_FACTOR, Prediction, Suggestion, gib
-from grpo_math.recipe import check_name, fields, read_yaml
+from grpo_math.recipe import check_name, fields
 
 OPTIONS = ("vram", "prompt_length", "solve", "measure", "json")
 
@@ -99,7 +99,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         UserError: for wrong input.
     """
     path = args.recipe
-    read_yaml(path)  # errors in the file appear before seconds of imports
     for word in overrides:
         if word.startswith("--"):
             name = word.removeprefix("--").partition("=")[0].replace("-", "_")

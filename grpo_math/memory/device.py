@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from unittest import mock
 
-from grpo_math.memory.results import DEFAULT_VRAM, GIB, OVERHEAD_BYTES
+from grpo_math.memory.results import DEFAULT_VRAM, GIB
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +53,6 @@ def available_vram() -> tuple[float, str]:
         logger.info("nvidia-smi gave no answer: %s", error)
         free, _ = torch.cuda.mem_get_info()
     return free / GIB, f"free on {device.name}"
-
-
-def available_vram_for_rerun() -> float:
-    """
-    GiB on the CUDA device for a run that replaces this process, to compare with [`Prediction.total`].
-
-    It is what torch's allocator holds or may still take within this process's share, plus the overhead outside of it.
-    """
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    share = torch.cuda.get_per_process_memory_fraction() * total
-    return (min(free + torch.cuda.memory_reserved(), share) + OVERHEAD_BYTES) / GIB
 
 
 @contextlib.contextmanager

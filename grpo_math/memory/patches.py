@@ -1,4 +1,4 @@
-"""Every patch that the memory room makes of TRL, transformers, accelerate, bitsandbytes and torch.
+"""Every patch that the memory prediction makes to TRL, transformers, accelerate, bitsandbytes and torch.
 
 Three kinds of patches let the recipe's real step run without its card and its data:
 

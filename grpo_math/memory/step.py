@@ -68,11 +68,11 @@ class _SteadyStep(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self._label_gradients()
-        self._step = self.during("optimizer")
-        self._step.__enter__()
+        self._optimizer_phase = self.during("optimizer")
+        self._optimizer_phase.__enter__()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self._step.__exit__(None, None, None)
+        self._optimizer_phase.__exit__(None, None, None)
         self._label_states()
 
     def _label_gradients(self):

@@ -46,19 +46,19 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
     """Raise RecipeError where `use_peft` is missing: for 4-bit or 8-bit weights, and for fields of an adapter.
 
     A recipe's adapter fields may stand beside a `use_peft: false` that says what is meant, also from the command line, and
-    beside a saved adapter, which goes on as it is; those of the command line may not.
+    beside a saved adapter, which is trained further unchanged; those of the command line may not.
     """
     from grpo_math.models import adapter_base
 
-    def of_adapter(name: str) -> bool:
+    def is_adapter_field(name: str) -> bool:
         return name.startswith("lora_") or name in ("use_dora", "use_rslora")
 
-    def asks(name: str) -> bool:
-        return of_adapter(name) and values[name] is not None and values[name] is not False
+    def is_set(name: str) -> bool:
+        return is_adapter_field(name) and values[name] is not None and values[name] is not False
 
     model = values.get("model_name_or_path") or ""
     if adapter_base(model):
-        for name in filter(asks, overrides):
+        for name in filter(is_set, overrides):
             raise RecipeError(
                 f"{COMMAND_LINE}: {name}: {values[name]} has no effect: {model} is a saved adapter, which is trained further "
                 f"as it is. Leave {name} out, or name the adapter's base model"
@@ -70,10 +70,10 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
         if values.get(name):
             raise RecipeError(
                 f"{place_of([name, 'use_peft'], overrides, path)}: {name}: true needs use_peft: true, since quantized weights "
-                "cannot be trained: add --use_peft true (an adapter is trained on them), or leave it out"
+                "cannot be trained: add --use_peft true to train a LoRA adapter, or leave it out"
             )
     for name, value in values.items():
-        if asks(name) and (name in overrides or "use_peft" not in values):
+        if is_set(name) and (name in overrides or "use_peft" not in values):
             raise RecipeError(
                 f"{place_of([name], overrides, path)}: {name}: {value} has no effect without use_peft: true: add "
                 f"--use_peft true, or leave {name} out"

@@ -209,7 +209,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("lora_dropout", "adam_beta1", "adam_beta2"), (lambda v: 0 <= v < 1, "write a number from 0 to below 1")
     ),
     "top_p": (lambda v: 0 < v <= 1, "write a number above 0 and at most 1"),
-    "temperature": (lambda v: 0 < v < math.inf, "it must be above 0; what is greedy is measured anyway"),
+    "temperature": (lambda v: 0 < v < math.inf, "it must be above 0; greedy accuracy is measured anyway"),
     "num_generations": (lambda v: v >= 2, "it must be 2 or more: an advantage is the distance from a group's mean"),
     "max_completion_length": (lambda v: v is not None and v > 0, "it must be 1 or more"),
     "max_steps": (

@@ -31,10 +31,9 @@ class RunRecorder(TrainerCallback):
         self.blind = blind
         self.first_step = 0
         self.begun = False
-        self.trainer: Any = None  # set by the run once the trainer exists
-        self.prepare: Callable[[], None] | None = (
-            None  # set by the run: makes room for its files, writes the first ones
-        )
+        # Both are set by the run: the trainer, and what makes room for the run's files and writes the first ones
+        self.trainer: Any = None
+        self.prepare: Callable[[], None] | None = None
 
     def begin(self) -> None:
         """The first files, once; on every process, since none may save a checkpoint before the folder is cleared."""

@@ -52,15 +52,16 @@ def report_out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeErr
     if run is not None and run.recorder.begun:
         recipe_words = shlex.quote(str(run.folder / "recipe.yaml"))
     else:  # until its first step is finished a run has written no recipe of its own
-        given = {name: recipe.values[name] for name in recipe.overrides if name in recipe.values}
+        given = {name: value for name, value in recipe.values.items() if name in recipe.overrides}
         given.pop("resume_from_checkpoint", None)
         recipe_words = shlex.join([str(recipe.path), *as_arguments(given)])
     resume = _say_what_is_saved(console, recipe, run)
     if resume:
-        console.print(f"Go on with less memory: accelerate launch {recipe_words} {resume} --field value ...")
+        console.print("Go on with less memory (other optim, use_peft or load_in_4bit: start afresh instead):")
+        console.print(f"  accelerate launch {recipe_words} {resume} [--field value ...]", markup=False)
     longest = f" --prompt_length {run.longest_prompt}" if run is not None else ""
     console.print("What it needs in each phase, and the smallest changes that fit:")
-    console.print(f"  grpo-math memory {recipe_words}{longest}")
+    console.print(f"  grpo-math memory {recipe_words}{longest}", markup=False)
 
 
 def _say_what_is_saved(console: Console, recipe: Recipe, run: Prepared | None) -> str:

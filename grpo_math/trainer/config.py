@@ -132,13 +132,13 @@ class GRPOMathConfig(GRPOConfig):
         """Whether either bound of reference clipping is set."""
         return self.ref_clip_low is not None or self.ref_clip_high is not None
 
-    def mixes_rows(self) -> str | None:
+    def row_mixing_option(self) -> str | None:
         """The option that makes a row's gradient depend on which rows share its micro-batch, or `None`."""
         if self.loss_type in losses.MICRO_BATCH_MEAN:
             return f"loss_type={self.loss_type!r}"
         return self._entropy_option()
 
-    def needs_every_row(self) -> str | None:
+    def every_row_option(self) -> str | None:
         """The option under which a row with advantage zero counts in the gradient, or `None`."""
         return f"beta={self.beta:g}" if self.beta != 0.0 else self._entropy_option()
 
@@ -156,15 +156,15 @@ class GRPOMathConfig(GRPOConfig):
                 raise ValueError(f"{name}={value!r}: write True, False, or None for wherever it is exact.")
         if not isinstance(self.embeddings_on_host, bool):
             raise ValueError(f"embeddings_on_host={self.embeddings_on_host!r}: write True or False.")
-        if self.skip_zero_advantage and self.needs_every_row():
+        if self.skip_zero_advantage and self.every_row_option():
             raise ValueError(
-                f"skip_zero_advantage=True and {self.needs_every_row()} contradict each other: rows whose advantage is "
+                f"skip_zero_advantage=True and {self.every_row_option()} contradict each other: rows whose advantage is "
                 "zero count there too. Leave skip_zero_advantage out, or use beta=0, no entropy term and "
                 "top_entropy_quantile=1."
             )
-        if self.sort_by_length and self.mixes_rows():
+        if self.sort_by_length and self.row_mixing_option():
             raise ValueError(
-                f"sort_by_length=True and {self.mixes_rows()} contradict each other: this loss depends on which rows "
+                f"sort_by_length=True and {self.row_mixing_option()} contradict each other: this loss depends on which rows "
                 "share a micro-batch, so sorting would change the gradient. Leave sort_by_length out, or use "
                 "loss_type='dapo' without an entropy term."
             )

@@ -104,7 +104,7 @@ def pack_blocked_by(trainer: GRPOMathTrainer) -> str | None:
 
 def sort_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     """Why rows may not move between the micro-batches of an optimizer step."""
-    return trainer.args.mixes_rows() or _auxiliary_loss(trainer) or _images(trainer)
+    return trainer.args.row_mixing_option() or _auxiliary_loss(trainer) or _images(trainer)
 
 
 def trim_blocked_by(trainer: GRPOMathTrainer) -> str | None:

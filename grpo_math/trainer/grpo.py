@@ -223,7 +223,7 @@ class GRPOMathTrainer(GRPOTrainer):
     # --- the loss ---
 
     def _compute_loss(self, model, inputs):
-        """TRL's loss, with reference-clipped advantages and another KL term where asked; corrects the clip ratios."""
+        """TRL's loss, with the options' clipped advantages and KL term; corrects the clip ratios."""
         inputs = dict(inputs)
         weights = inputs.pop("metric_weights", None)
         mode = "train" if self.model.training else "eval"

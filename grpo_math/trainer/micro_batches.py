@@ -95,8 +95,8 @@ def normaliser_share(loss_type: str, kept_mask: torch.Tensor, rows: int, tokens:
         tokens (`torch.Tensor`): Completion tokens of the micro-batch in TRL.
 
     Returns:
-        `float` or scalar `torch.Tensor`: b / rows where TRL divides by rows, the share of tokens where it divides by
-        the micro-batch's tokens (`bnpo`), 1 where by a number that spans the whole batch (`dapo`, `cispo`, `vespo`).
+        `float` or scalar `torch.Tensor`: b / rows where TRL divides by rows. The share of tokens where it divides by the
+        micro-batch's tokens (`bnpo`). 1 where it divides by a number of the whole batch (`dapo`, `cispo`, `vespo`).
     """
     if loss_type in MICRO_BATCH_MEAN:
         return kept_mask.sum().clamp(min=1.0) / tokens.clamp(min=1.0)
@@ -299,9 +299,10 @@ def score_by_length(
 
 def with_metric_weights(window: Batch, micro_batches: list[Batch], accelerator: Accelerator) -> list[Batch]:
     """
-    The micro-batches of a window with `"metric_weights"` of shape `(4,)`, over all processes: a micro-batch's share of the
-    scored tokens and of the rows (times the number of micro-batches, so that TRL's mean over them becomes the mean over
-    tokens or rows), and which share of all tokens and of all rows is scored.
+    The micro-batches of a window with `"metric_weights"` of shape `(4,)`, over all processes.
+
+    The first two are a micro-batch's shares of the scored tokens and of the rows, times the number of micro-batches: TRL's
+    mean over micro-batches becomes the mean over tokens or rows. The others are the scored shares of all tokens and rows.
     """
     scored = torch.stack([loss_mask(batch).sum() for batch in micro_batches])
     counts = torch.cat([scored, loss_mask(window).sum().view(1)])
@@ -317,8 +318,8 @@ def with_metric_weights(window: Batch, micro_batches: list[Batch], accelerator: 
 
 def weigh_metrics(metrics: dict[str, list[float]], weights: torch.Tensor, by_row: bool) -> None:
     """
-    Corrects a micro-batch's metrics for its layout, in place. Their mean over the window becomes the mean over its scored
-    tokens (entropy, KL) or, for clip ratios, over all of its tokens, those of skipped rows being unclipped.
+    Corrects a micro-batch's metrics for its layout, in place. The mean of entropy and KL over the window becomes the mean
+    over its scored tokens. That of a clip ratio becomes the mean over all of its tokens: skipped rows count as unclipped.
 
     Args:
         metrics (`dict`): TRL's, the micro-batch's values being the last ones.
