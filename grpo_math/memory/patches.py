@@ -229,7 +229,7 @@ def most_prompts_of_a_micro_batch(args: Any) -> int:
     rows, group = args.per_device_train_batch_size, args.num_generations
     generated = rows * args.steps_per_generation // group
     whole = micro_batches.window_size(args.steps_per_generation, args.gradient_accumulation_steps)
-    if args.mixes_rows() or whole < args.steps_per_generation:
+    if args.row_mixing_option() or whole < args.steps_per_generation:
         return min(rows, generated)
     if group % rows == 0:
         return 1
