@@ -223,10 +223,6 @@ def test_a_completion_does_not_see_the_others():
 # --- in the trainer ---------------------------------------------------------------------------------------------------
 
 
-def logged_padding(trainer):
-    return next(entry["padding_fraction"] for entry in trainer.state.log_history if "padding_fraction" in entry)
-
-
 @pytest.mark.parametrize("options", [
     {},
     {"loss_type": "bnpo"},

@@ -75,7 +75,7 @@ def test_contradictory_options_are_errors_that_name_the_fields_and_the_fix(tmp_p
 
 @pytest.mark.parametrize("loss_type", ["bnpo", "dapo"])
 def test_sorting_by_default_is_disabled_silently_where_the_loss_rules_it_out(tmp_path, caplog, loss_type):
-    options = {"skip_zero_advantage": False, "trim_padding": False, "num_generations": 2}
+    options = {"skip_zero_advantage": False, "pack_groups": False, "trim_padding": False, "num_generations": 2}
     trainer = train(True, tmp_path, loss_type=loss_type, **options)
     lengths = [
         (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist() for batch in trainer._buffered_inputs
@@ -134,6 +134,10 @@ def beam_search():
         ("skip_zero_advantage", vision, "LlavaProcessor"),
         ("sort_by_length", mixture_of_experts, "router_aux_loss_coef=0.01"),
         ("sort_by_length", vision, "LlavaProcessor"),
+        ("pack_groups", mixture_of_experts, "router_aux_loss_coef=0.01"),
+        ("pack_groups", environment, "environment_factory"),
+        ("pack_groups", vision, "LlavaProcessor"),
+        ("pack_groups", width_dependent_positions, "not rotary, or depend on the width"),
         ("trim_padding", vision, "LlavaProcessor"),
         ("trim_padding", width_dependent_positions, "rope_type"),
         ("share_prefill", vision, "LlavaProcessor"),

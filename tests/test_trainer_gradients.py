@@ -82,7 +82,9 @@ def test_every_saving_together_gives_the_same_completions_and_gradient(tmp_path)
     assert relative_difference(ours.gradients, theirs.gradients) <= TOLERANCE
 
 
-@pytest.mark.parametrize("option", ["skip_zero_advantage", "trim_padding", "sort_by_length", "compact_lm_head"])
+@pytest.mark.parametrize(
+    "option", ["skip_zero_advantage", "pack_groups", "trim_padding", "sort_by_length", "compact_lm_head"]
+)
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
 def test_each_saving_alone_is_exact(tmp_path, option, loss_type):
     alone = ALL_OFF | {option: True}

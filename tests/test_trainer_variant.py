@@ -233,5 +233,5 @@ def test_advantages_may_be_per_token(tmp_path, loss_type):
     assert values[0] == values[1]
     batch = {**inputs, "advantages": wide, "live": torch.arange(len(wide)) % 2 == 0}
     rows = int(batch["live"].sum())
-    (kept,) = micro_batches.lay_out(batch, [rows], loss_type, sort=False)
+    (kept,) = micro_batches.lay_out(batch, [rows], loss_type, arrange=None)
     assert kept["advantages"].shape == (rows, wide.size(1))
