@@ -101,11 +101,11 @@ def small_values(small_shape):
 
 @pytest.fixture(scope="session")
 def shallow_shape(small_shape, tmp_path_factory):
-    """The small shape with two layers, for tests that compare predictions with each other."""
+    """The small shape with one layer, for tests that compare predictions with each other."""
     from transformers import AutoConfig
 
     folder = tmp_path_factory.mktemp("shallow")
-    AutoConfig.from_pretrained(small_shape, num_hidden_layers=2, layer_types=["full_attention"] * 2).save_pretrained(
+    AutoConfig.from_pretrained(small_shape, num_hidden_layers=1, layer_types=["full_attention"]).save_pretrained(
         folder
     )
     return folder
@@ -113,7 +113,7 @@ def shallow_shape(small_shape, tmp_path_factory):
 
 @pytest.fixture
 def small_argv(small_values, shallow_shape):
-    """The words of `small_values` for a prediction, with two layers and without `--use_cpu`."""
+    """The words of `small_values` for a prediction, with one layer and without `--use_cpu`."""
     from grpo_math.memory import as_arguments
 
     values = {**small_values, "model_name_or_path": shallow_shape}
