@@ -105,9 +105,7 @@ def shallow_shape(small_shape, tmp_path_factory):
     from transformers import AutoConfig
 
     folder = tmp_path_factory.mktemp("shallow")
-    AutoConfig.from_pretrained(small_shape, num_hidden_layers=1, layer_types=["full_attention"]).save_pretrained(
-        folder
-    )
+    AutoConfig.from_pretrained(small_shape, num_hidden_layers=1, layer_types=["full_attention"]).save_pretrained(folder)
     return folder
 
 

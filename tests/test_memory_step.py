@@ -64,7 +64,9 @@ def test_measured_completions_have_full_length(tmp_path, small_values, monkeypat
 
 def test_prompts_differ_as_far_as_the_vocabulary_allows():
     prompts = make_prompts(3, 60, 2, vocabulary=7)
-    assert [len(prompt) for prompt in prompts] == [3] + [2] * 59
+    assert [len(prompt) for prompt in prompts] == [3] * 2 + [
+        2
+    ] * 58  # the first group is longer, so that there is padding
     assert len({tuple(prompt) for prompt in prompts[2:]}) == 5 * 5  # 29 groups, but two tokens of five words each
     assert prompts[2] == prompts[3] != prompts[4]
     assert all(2 <= token < 7 for prompt in prompts for token in prompt)

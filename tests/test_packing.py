@@ -250,25 +250,19 @@ def test_the_rows_of_a_prompt_share_a_micro_batch_where_the_loss_allows_it(tmp_p
 
 
 def test_fewer_positions_are_run(tmp_path):
-    """A column that is counted: positions that the backbone sees."""
-    seen = []
-
-    def count(trainer):
-        embedding = trainer.model.get_input_embeddings()
-        return embedding.register_forward_hook(
-            lambda module, inputs, output: seen.append(inputs[0].numel()) if trainer.model.training else None
-        )
-
-    for option in ({"pack_groups": False}, {}):
+    def positions(**option):
+        """Positions that the policy is trained on, as its embeddings see them."""
+        seen = []
         args = config(tmp_path, per_device_train_batch_size=8, num_generations=4, max_completion_length=6, max_steps=1,
-                      save_strategy="no", **option)  # fmt: skip
-        trainer = GRPOMathTrainer(tiny_model(), reward, args, prompts(), processing_class=tiny_tokenizer())
-        count(trainer)
-        seen.append(0)
+                      save_strategy="no", gradient_checkpointing=False, **option)  # fmt: skip
+        trainer = GRPOMathTrainer(tiny_model(), live_reward, args, prompts(), processing_class=tiny_tokenizer())
+        trainer.model.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output: seen.append(inputs[0].numel()) if torch.is_grad_enabled() else None
+        )
         trainer.train()
-    second = seen.index(0, 1)
-    trained = [sum(n for n in part if n > 64) for part in (seen[:second], seen[second:])]
-    assert 0 < trained[1] < trained[0]
+        return sum(seen)
+
+    assert 0 < positions() < positions(pack_groups=False) < positions(pack_groups=False, trim_padding=False)
 
 
 GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 23, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
