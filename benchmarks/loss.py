@@ -22,6 +22,7 @@ from benchmarks import common, from_scratch
 from grpo_math import tiny_model
 from grpo_math.tasks import load_problems
 from grpo_math.tasks.base import TaskConfig
+from grpo_math.trainer.grpo import lay_out_batch
 
 CONTENDERS = ("from scratch", "TRL", "ours")
 BETAS = (0.0, 0.1)
@@ -102,7 +103,7 @@ def contend(name: str, contender: str, beta: float, work: Path) -> dict:
         def run() -> float:
             micro_batches = split_tensor_dict(batch, size[0] // size[1])
             if contender == "ours":
-                micro_batches = trainer._lay_out(micro_batches)
+                micro_batches = lay_out_batch(trainer, micro_batches)
             loss = 0.0
             for micro_batch in micro_batches:
                 part = trainer._compute_loss(trainer.model, micro_batch)

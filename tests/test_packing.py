@@ -10,6 +10,7 @@ from peft import LoraConfig
 from trainer_fixtures import (
     STOCK_GENERATION,
     config,
+    live_reward,
     prompts,
     relative_difference,
     reward,

@@ -163,29 +163,7 @@ class GRPOMathTrainer(GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before:
             return inputs
-        skip, sort = self._saving["skip_zero_advantage"], self._saving["sort_by_length"]
-        if skip and (reason := exactness.skip_blocked_by(self)):
-            self._warn_once(f"skip_zero_advantage is disabled because {reason}.")
-            skip = False
-        arrange = "prompt" if self._packing else "length" if sort else None
-        if arrange and exactness.sort_blocked_by(self):
-            arrange = None
-        metrics = self._metrics["train"]
-        if skip or arrange:
-            self._buffered_inputs, skipped = micro_batches.lay_out_generation(
-                self._buffered_inputs,
-                self.accelerator,
-                self.loss_type,
-                self.args.gradient_accumulation_steps,
-                skip,
-                arrange,
-                self.num_generations,
-            )
-            metrics["skipped_rows"].append(skipped)
-        if (skip or arrange or self._packing or self._saving["trim_padding"]) and not self._is_vlm:
-            positions = (self._packing or self._columns).positions
-            padding = micro_batches.padding_fraction(self._buffered_inputs, positions, self.accelerator)
-            metrics["padding_fraction"].append(padding)
+        self._buffered_inputs = lay_out_batch(self, self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _get_per_token_logps_and_entropies(
@@ -279,3 +257,37 @@ class GRPOMathTrainer(GRPOTrainer):
             self.beta = state["beta"]
         if self._dynamic_sampling.rounds and "fresh_prompts" in state:
             self._dynamic_sampling.load_state_dict(state["fresh_prompts"])
+
+
+def lay_out_batch(trainer: GRPOMathTrainer, batches: list[dict]) -> list[dict]:
+    """
+    A generation batch in TRL's micro-batches, laid out as far as the trainer's savings are exact, and logged.
+
+    Args:
+        trainer ([`GRPOMathTrainer`]).
+        batches (`list[dict]`): TRL's buffer, each with `"live"` of shape `(B,)`, bool.
+    """
+    skip, sort = trainer._saving["skip_zero_advantage"], trainer._saving["sort_by_length"]
+    if skip and (reason := exactness.skip_blocked_by(trainer)):
+        trainer._warn_once(f"skip_zero_advantage is disabled because {reason}.")
+        skip = False
+    arrange = "prompt" if trainer._packing else "length" if sort else None
+    if arrange and exactness.sort_blocked_by(trainer):
+        arrange = None
+    metrics = trainer._metrics["train"]
+    if skip or arrange:
+        batches, skipped = micro_batches.lay_out_generation(
+            batches,
+            trainer.accelerator,
+            trainer.loss_type,
+            trainer.args.gradient_accumulation_steps,
+            skip,
+            arrange,
+            trainer.num_generations,
+        )
+        metrics["skipped_rows"].append(skipped)
+    if (skip or arrange or trainer._packing or trainer._saving["trim_padding"]) and not trainer._is_vlm:
+        positions = (trainer._packing or trainer._columns).positions
+        padding = micro_batches.padding_fraction(batches, positions, trainer.accelerator)
+        metrics["padding_fraction"].append(padding)
+    return batches
