@@ -1,8 +1,8 @@
-"""Predicted peak memory of the 8 GB recipes, and prediction against torch's profiler on real CPU steps.
+"""Predicted memory against torch's profiler on real CPU steps.
 
-The comparison runs small shapes on real tensors, with bitsandbytes' quantization and optimizers, and adds up the
-allocations that the profiler records. The prediction runs the same step on fake tensors, without the patches that stand in
-for CUDA. `--recipes` and `--cpu` run one half and only print it. `python -m benchmarks gpu` compares on a GPU.
+Small shapes run on real tensors, with bitsandbytes' quantization and optimizers, and the allocations that the profiler
+records are added up. The prediction runs the same step on fake tensors, without the patches that stand in for CUDA.
+`python -m benchmarks predicted` predicts the recipes; `python -m benchmarks gpu` compares on a GPU.
 """
 
 import argparse
@@ -13,13 +13,12 @@ from pathlib import Path
 from transformers import Qwen2Config
 
 from benchmarks import common
-from benchmarks.plain import RECIPES, eight_gb_recipes
+from benchmarks.plain import RECIPES
 from grpo_math import memory
 from grpo_math.memory.step import run_one_step
 from grpo_math.recipe import load_recipe
 
 PROMPT_LENGTH = 32
-SHOWN = ("load", "generation", "training", "optimizer", "held-out")
 
 SHAPE = dict(
     hidden_size=128,
@@ -87,52 +86,25 @@ def cpu_table(found: dict[str, tuple[dict, dict]]) -> str:
     return common.table(["step", "predicted, MB", "profiler, MB", "ratio", *memory.PHASES], rows)
 
 
-def recipe_table(found: dict[str, memory.Prediction]) -> str:
-    """Markdown table of the recipes' predicted peaks."""
-    rows = []
-    for name, prediction in found.items():
-        cells = [memory.gib(prediction.peaks.get(phase, 0)) for phase in SHOWN]
-        paged = memory.gib(prediction.paged) if prediction.paged else ""
-        total = f"**{memory.gib(prediction.total)}**"
-        rows.append([f"`{name}`", prediction.model, prediction.prompt_length, *cells, paged, total])
-    header = ["recipe", "model", "longest prompt", *SHOWN]
-    return common.table([*header, "paged states on top", "total, GiB"], rows)
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--recipes", action="store_true", help="only the recipes")
-    parser.add_argument("--cpu", action="store_true", help="only the comparison")
-    args = parser.parse_args(argv)
-    both = args.recipes == args.cpu
-    text, data = ["# Memory", "", common.machine_line()], {}
-    if both or args.recipes:
-        found = {}
-        for path in eight_gb_recipes():
-            found[path.name] = memory.predict(path)
-            print(f"{path.name}: {memory.gib(found[path.name].total)} GiB", flush=True)
-        data["recipes"] = {name: prediction.as_dict() for name, prediction in found.items()}
-        text += ["", "## The recipes, predicted", "", recipe_table(found), ""]
-        text += [
-            "GiB at the peak of each phase as torch's allocator counts them, every prompt and completion of the greatest "
-            f"length. Total = {memory.OVERHEAD_FACTOR} x the highest peak + {memory.gib(memory.OVERHEAD_BYTES)}: "
-            "fragmentation, CUDA context and libraries, not calibrated on a card yet."
-        ]
-    if both or args.cpu:
-        with tempfile.TemporaryDirectory() as temporary:
-            model = shape_folder(Path(temporary))
-            compared = {case: compare_on_cpu(case, model) for case in CPU_CASES}
-        data["cpu"] = {case: {"predicted": a, "profiler": b} for case, (a, b) in compared.items()}
-        text += ["", "## Predicted and profiled on a CPU", "", cpu_table(compared), ""]
-        shape = json.dumps({name: SHAPE[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")})
-        text += [
-            f"Qwen2 of a small shape ({shape}), 4 x ({PROMPT_LENGTH} + 24) tokens a micro-batch. The whole step's peak, then "
-            "the ratio of each phase. Below 1 are, on a CPU only: loading (a model is made here with its head, then tied), "
-            "generation of a bfloat16 base (a CPU's products pack weights) and the step of 8-bit AdamW (computed there in "
-            "32 bits)."
-        ]
-    if both:
-        common.save("memory", "\n".join(text), data)
-    else:  # the stored results hold both halves
-        print("\n".join(text))
+    parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        model = shape_folder(Path(temporary))
+        compared = {case: compare_on_cpu(case, model) for case in CPU_CASES}
+    shape = json.dumps({name: SHAPE[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")})
+    text = [
+        "# Memory: predicted and profiled on a CPU",
+        "",
+        common.machine_line(),
+        "",
+        cpu_table(compared),
+        "",
+        f"Qwen2 of a small shape ({shape}), 4 x ({PROMPT_LENGTH} + 24) tokens a micro-batch. The whole step's peak, then "
+        "the ratio of each phase. Below 1 are, on a CPU only: loading (a model is made here with its head, then tied), "
+        "generation of a bfloat16 base (a CPU's products pack weights) and the step of 8-bit AdamW (computed there in "
+        "32 bits).",
+    ]
+    data = {"cpu": {case: {"predicted": a, "profiler": b} for case, (a, b) in compared.items()}}
+    common.save("memory", "\n".join(text), data)
     return 0

