@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import common
 from benchmarks.plain import RECIPES, table
-from grpo_math.memory import gib
+from grpo_math.memory import PHASES, gib
 
 VRAM = 8  # GiB
 # A recipe that does not fit with these overrides, so that the command also suggests changes
@@ -49,6 +49,15 @@ def recipe_table(found: dict[str, dict]) -> str:
     return table(header, rows)
 
 
+def phase_table(found: dict[str, dict]) -> str:
+    """The allocator's peak in each phase of a recipe."""
+    rows = [
+        [f"`{name}`", *(gib(one["peaks"][phase]) if phase in one["peaks"] else "" for phase in PHASES)]
+        for name, one in found.items()
+    ]
+    return table(["recipe", *PHASES], rows)
+
+
 def suggestion_table(prediction: dict) -> str:
     """The changes that the command suggests where a recipe does not fit, smallest first."""
     rows = []
@@ -72,6 +81,10 @@ def report(found: dict[str, dict], too_large: dict) -> str:
             "Every figure is a prediction; none has been measured on a GPU. Every prompt and completion has the greatest "
             "length. The predicted peak is the allocator's peak, plus fragmentation, the CUDA context and libraries "
             "(`docs/memory.md`).",
+            "",
+            "## The allocator's peak in each phase, GiB",
+            "",
+            phase_table(found),
             "",
             "## A recipe that does not fit",
             "",
