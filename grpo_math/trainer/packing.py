@@ -16,6 +16,7 @@ that is cheaper, and units are laid side by side in as many rows as cost least, 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -139,12 +140,17 @@ def _units(lengths: Lengths, most: int) -> list[Unit]:
 def _fill(units: list[Unit], count: int) -> list[list[Unit]]:
     """Units side by side in `count` rows: the longest first, each to the emptiest row."""
     rows: list[list[Unit]] = [[] for _ in range(count)]
-    filled = [0] * count
+    filled = [(0, row) for row in range(count)]  # a heap
     for unit in units:
-        emptiest = filled.index(min(filled))
-        rows[emptiest].append(unit)
-        filled[emptiest] += unit.positions
+        positions, row = filled[0]
+        rows[row].append(unit)
+        heapq.heapreplace(filled, (positions + unit.positions, row))
     return rows
+
+
+def _halves(number: int) -> list[int]:
+    """`number`, half of it (rounded up), and so on down to 1."""
+    return sorted({-(-number // (1 << shift)) for shift in range(number.bit_length() + 1)}, reverse=True)
 
 
 def width_of(rows: list[list[Unit]], multiple_of: int) -> int:
@@ -155,7 +161,7 @@ def width_of(rows: list[list[Unit]], multiple_of: int) -> int:
 
 def lay_out_units(lengths: Lengths, width: int, costs: Costs, multiple_of: int) -> list[list[Unit]]:
     """
-    Rows of units: of every size of units and every number of rows the layout that costs least and fits.
+    Rows of units: the layout that costs least and fits, of halved sizes of units and halved numbers of rows.
 
     Args:
         lengths ([`Lengths`]): Of B rows.
@@ -165,9 +171,9 @@ def lay_out_units(lengths: Lengths, width: int, costs: Costs, multiple_of: int) 
     """
     best: tuple[float, list[list[Unit]]] = (math.inf, [])
     largest = max(map(lengths.prompt.count, set(lengths.prompt)))
-    for most in range(largest, 0, -1):
+    for most in _halves(largest) if any(lengths.completion_tokens) else ():
         units = _units(lengths, most)
-        for count in range(1, len(units) + 1):
+        for count in _halves(len(units)):
             rows = _fill(units, count)
             length = width_of(rows, multiple_of)
             # Single completions, one a row, are what the unpacked rows are
