@@ -7,20 +7,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_math.tiny_model import word_tokenizer
 from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
+from grpo_math.trainer.config import SAVINGS
 
 WORDS = [f"w{i}" for i in range(20)]
-ALL_OFF = dict.fromkeys(
-    (
-        "skip_zero_advantage",
-        "pack_groups",
-        "trim_padding",
-        "sort_by_length",
-        "compact_lm_head",
-        "share_prefill",
-        "drop_finished",
-    ),
-    False,
-)
+ALL_OFF = dict.fromkeys(SAVINGS, False)
 # Sampling draws other random numbers with these, so gradients can only be compared without them
 STOCK_GENERATION = {"share_prefill": False, "drop_finished": False}
 
