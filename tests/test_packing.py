@@ -32,6 +32,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from grpo_math.trainer import GRPOMathTrainer, packing
+from grpo_math.trainer.host_embeddings import embeddings_to_host
 from grpo_math.trainer.lm_head import add_compact_lm_head
 from grpo_math.trainer.packing import SHARED, Costs, Lengths, Packing, attention_mask, lay_out_units, pack, read_lengths
 
@@ -289,3 +290,17 @@ def test_packing_is_disabled_with_the_reason_where_it_is_not_exact(tmp_path, cap
     assert reason in warning
     with pytest.raises(ValueError, match=rf"pack_groups=True is not exact here: .*{reason}.*Leave pack_groups out"):
         build(pack_groups=True)
+
+
+def test_masks_have_the_dtype_of_the_hidden_states_where_the_embeddings_are_in_host_memory():
+    model = with_head(LlamaConfig(**SMALL, tie_word_embeddings=False))
+    embeddings_to_host(model)
+    next(model.parameters()).data = next(model.parameters()).data.bfloat16()  # as TRL casts an adapter for a while
+    assert model.dtype == torch.bfloat16
+    packed = Packing.of(model, None)
+    next(model.parameters()).data = next(model.parameters()).data.float()
+    ids, mask, width = batch(ROWS)
+    with torch.no_grad():
+        found, _ = packed.score(model, ids, mask, width, len(ids), entropy=True)
+        expected, _ = unpacked(model)(ids, mask, width)
+    torch.testing.assert_close(found, expected * mask[:, -width:], rtol=1e-5, atol=1e-5)

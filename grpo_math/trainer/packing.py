@@ -307,7 +307,7 @@ class Packing(NamedTuple):
 
     Attributes:
         config ([`~transformers.PreTrainedConfig`]): Of the policy.
-        dtype (`torch.dtype`): Of its weights.
+        dtype (`torch.dtype`): Of its hidden states, which start as embeddings: other weights may differ (4 bits, adapters).
         costs ([`Costs`]).
         multiple_of (`int`): L is a multiple of it.
     """
@@ -329,7 +329,10 @@ class Packing(NamedTuple):
         """
         eager = model.config.get_text_config()._attn_implementation == "eager"
         costs = Costs(break_even_length(model.config), keeps_weights=eager)
-        return cls(model.config, model.dtype, costs, math.lcm(8, pad_to_multiple_of or 1))
+        embedding = model.get_input_embeddings()
+        table = next(embedding.parameters(), None)
+        dtype = (embedding.weight if table is None else table).dtype  # in host memory the table is no parameter
+        return cls(model.config, dtype, costs, math.lcm(8, pad_to_multiple_of or 1))
 
     def score(
         self,
