@@ -87,11 +87,15 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_checkout_without_package_metadata_is_not_refused(monkeypatch):
+    queried = []
+
     def requires(name):
+        queried.append(name)
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", requires)
     memory.check_versions()
+    assert queried == ["grpo-math"]
 
 
 def test_longest_prompt_is_counted_from_local_model_and_rows(tiny_recipe):

@@ -110,9 +110,9 @@ def row_lengths(batch: Batch) -> torch.Tensor:
     return batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
 
 
-def prompt_numbers(batch: Batch) -> torch.Tensor:
-    """Which prompt each row has, shape (B,): equal numbers, equal prompts."""
-    keys = torch.cat([batch["prompt_ids"] * batch["prompt_mask"], batch["prompt_mask"]], dim=1)
+def prompt_numbers(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> torch.Tensor:
+    """Which prompt each row has, shape (B,), of ids and mask of shape (B, P): equal numbers, equal prompts."""
+    keys = torch.cat([prompt_ids * prompt_mask, prompt_mask], dim=1)
     return torch.unique(keys, dim=0, return_inverse=True)[1]
 
 
@@ -140,7 +140,7 @@ def lay_out(batch: Batch, counts: list[int], loss_type: str, arrange: str | None
     if arrange is not None:
         kept = kept[torch.argsort(lengths[kept], descending=True, stable=True)]
     if arrange == "prompt":
-        kept = kept[torch.argsort(prompt_numbers(batch)[kept], stable=True)]
+        kept = kept[torch.argsort(prompt_numbers(batch["prompt_ids"], batch["prompt_mask"])[kept], stable=True)]
 
     tokens, rows_per_micro_batch = loss_mask(batch).sum(), len(live) // len(counts)
     micro_batches = [select_rows(batch, rows) for rows in kept.split(counts)]

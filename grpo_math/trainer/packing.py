@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from grpo_math.trainer.micro_batches import prompt_numbers
+
 SHARED = 0  # the segment of the prompt's tokens; completions count from 1
 
 
@@ -97,8 +99,7 @@ def read_lengths(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: i
     prompt_width = input_ids.size(1) - width
     prompt_mask, completion_mask = attention_mask.bool().split([prompt_width, width], dim=1)
     gaps = (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any() | (~completion_mask[:, :-1] & completion_mask[:, 1:]).any()
-    keys = torch.cat([input_ids[:, :prompt_width] * prompt_mask, prompt_mask], dim=1)
-    _, prompt = torch.unique(keys, dim=0, return_inverse=True)
+    prompt = prompt_numbers(input_ids[:, :prompt_width], prompt_mask)
     counts = torch.stack([prompt, prompt_mask.sum(dim=1), completion_mask.sum(dim=1), gaps.expand(len(prompt))])
     prompt, prompt_tokens, completion_tokens, gaps = counts.tolist()
     return None if gaps[0] or min(prompt_tokens) < 1 else Lengths(prompt, prompt_tokens, completion_tokens)
