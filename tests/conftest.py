@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 GSM8K = ROOT / "recipes" / "gsm8k.yaml"
+LOCAL_DATA = ("GRPO_MATH_GSM8K", "GRPO_MATH_COUNTDOWN")  # environment variables that name data sets
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def _tiny_cache(tmp_path_factory):
 @pytest.fixture
 def no_local_data(monkeypatch):
     """The data sets that the caller's environment names do not reach the test."""
-    for name in ("GRPO_MATH_GSM8K", "GRPO_MATH_COUNTDOWN"):
+    for name in LOCAL_DATA:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -65,6 +66,9 @@ def gsm8k_folder(tmp_path):
     return folder
 
 
+SHORT = ["--max_steps", "2", "--logging_steps", "1", "--heldout_size", "4", "--heldout_generations", "2"]
+
+
 def run(recipe, folder, *overrides):
     """`grpo-math train RECIPE --output_dir FOLDER ...` in this process; its exit code."""
     from grpo_math import cli
@@ -80,12 +84,12 @@ def tiny_recipe():
 @pytest.fixture
 def short():
     """Overrides that make a run of any recipe take seconds."""
-    return ["--max_steps", "2", "--logging_steps", "1", "--heldout_size", "4", "--heldout_generations", "2"]
+    return SHORT
 
 
 @pytest.fixture(scope="session")
 def small_shape(tmp_path_factory):
-    """A folder with the configuration of a model of three small layers."""
+    """A folder with the configuration of a model of two small layers."""
     from benchmarks.memory import shape_folder
 
     return shape_folder(tmp_path_factory.mktemp("shape"))

@@ -5,18 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from conftest import RECIPES, ROOT
-
-pytestmark = pytest.mark.usefixtures("no_local_data")
-
+from conftest import LOCAL_DATA, RECIPES, ROOT, SHORT
 
 BIN = Path(sys.executable).parent
 
 
-def start(*command, cwd, environment=None):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+def start(*command, cwd):
+    env = {name: value for name, value in os.environ.items() if name not in LOCAL_DATA} | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=580)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
@@ -26,17 +24,30 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_accelerate_launch(tiny_recipe, tmp_path, short):
-    """`accelerate launch recipes/X.yaml --field value`, from another folder; nobody asks to log in anywhere."""
-    result = start(BIN / "accelerate", "launch", tiny_recipe, *short, "--output_dir", "out", cwd=tmp_path)
-    assert summary_of(tmp_path / "out")["steps"] == 2
-    assert "wandb" not in (result.stdout + result.stderr).lower()
+class Launched(NamedTuple):
+    folder: Path
+    printed: str
 
 
-def test_accelerate_launch_of_two_processes(tiny_recipe, tmp_path, short):
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """`accelerate launch recipes/X.yaml --field value`, from another folder."""
+    folder = tmp_path_factory.mktemp("launched")
+    words = [BIN / "accelerate", "launch", ROOT / "recipes" / "countdown_tiny.yaml", *SHORT, "--output_dir", "out"]
+    result = start(*words, cwd=folder)
+    return Launched(folder / "out", result.stdout + result.stderr)
+
+
+def test_accelerate_launch(launched):
+    """Nobody asks to log in anywhere."""
+    assert summary_of(launched.folder)["steps"] == 2
+    assert "wandb" not in launched.printed.lower()
+
+
+def test_accelerate_launch_of_the_module_on_two_processes(tiny_recipe, tmp_path, short):
     result = start(
-        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", tiny_recipe, *short,
-        "--output_dir", "out", "--per_device_train_batch_size", "16", cwd=tmp_path,
+        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "grpo_math",
+        tiny_recipe, *short, "--output_dir", "out", "--per_device_train_batch_size", "16", cwd=tmp_path,
     )  # fmt: skip
     summary = summary_of(tmp_path / "out")
     assert summary["world_size"] == 2
@@ -47,12 +58,12 @@ def test_accelerate_launch_of_two_processes(tiny_recipe, tmp_path, short):
     assert result.stdout.count("Held-out accuracy") == 1
 
 
-def test_grpo_math_train_and_the_module(tiny_recipe, tmp_path, short):
-    start(BIN / "grpo-math", "train", tiny_recipe, *short, "--output_dir", "a", cwd=tmp_path)
-    start(BIN / "accelerate", "launch", "-m", "grpo_math", tiny_recipe, *short, "--output_dir", "b", cwd=tmp_path)
-    a, b = summary_of(tmp_path / "a"), summary_of(tmp_path / "b")
-    assert a["accuracy_before"] == b["accuracy_before"]
-    assert a["steps"] == b["steps"] == 2
+def test_grpo_math_train_is_the_same_job(launched, tiny_recipe, tmp_path, short):
+    start(BIN / "grpo-math", "train", tiny_recipe, *short, "--output_dir", "out", cwd=tmp_path)
+    ours, theirs = summary_of(tmp_path / "out"), summary_of(launched.folder)
+    assert ours["accuracy_before"] == theirs["accuracy_before"]
+    assert ours["accuracy_after"] == theirs["accuracy_after"]
+    assert ours["steps"] == 2
 
 
 def test_trl_imports_our_rewards_by_dotted_path(tmp_path):

@@ -31,10 +31,11 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from grpo_math.trainer import GRPOMathTrainer, packing
+from grpo_math.trainer import GRPOMathTrainer
 from grpo_math.trainer.host_embeddings import embeddings_to_host
 from grpo_math.trainer.lm_head import add_compact_lm_head
-from grpo_math.trainer.packing import SHARED, Costs, Lengths, Packing, attention_mask, lay_out_units, pack, read_lengths
+from grpo_math.trainer.packing import SHARED, Packing, attention_mask, masks_for, pack
+from grpo_math.trainer.packing_layout import Costs, Lengths, lay_out_units, read_lengths, width_of
 
 CHEAP_ATTENTION = Costs(break_even=math.inf, keeps_weights=False)
 PAD = 0
@@ -113,7 +114,7 @@ def test_every_layout_holds_each_row_once_within_what_the_unpacked_rows_take(len
     for unit in (unit for units in rows for unit in units):
         assert len({lengths.prompt[row] for row in unit.rows}) == 1
     if rows:
-        length = packing.width_of(rows, multiple_of)
+        length = width_of(rows, multiple_of)
         assert len(rows) * length <= len(lengths.prompt) * width
         assert not eager or len(rows) * length**2 <= len(lengths.prompt) * width**2
 
@@ -183,6 +184,43 @@ def test_packed_rows_score_as_unpacked_ones(name, attention):
         found = scored(model, *rows, packed_score(model, costs=Costs(break_even, keeps_weights=False)))
         for ours, theirs in zip(found, expected, strict=True):
             assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+WIDE_HEADS = {**SMALL, "hidden_size": 128}  # of 32: torch's kernel on a CPU reads beyond shorter ones
+
+
+@pytest.mark.slow  # torch compiles the kernel for each model
+@pytest.mark.parametrize("config", [LlamaConfig(**WIDE_HEADS), MistralConfig(**WIDE_HEADS, **WINDOW)], ids=type)
+def test_flex_attention_scores_packed_rows_as_sdpa_scores_unpacked_ones(config):
+    rows = batch(ROWS)
+    with torch.no_grad():  # flex attention has no backward pass on a CPU
+        expected = unpacked(with_head(config))(*rows)
+        model = with_head(config, "flex_attention")
+        found = Packing.of(model, None).score(model, *rows, len(rows[0]), entropy=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs * rows[1][:, -rows[2] :], rtol=1e-4, atol=1e-4)
+
+
+def test_flex_attention_gets_a_block_mask_that_skips_other_completions():
+    config = LlamaConfig(**SMALL)
+    config._attn_implementation = "flex_attention"
+    ids, mask, width = batch([(list(range(3, 23)) * 6, [5] * 300), (list(range(3, 23)) * 6, [6] * 300)])
+    packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=8)
+    blocks = masks_for(config, packed, torch.float32)
+    assert blocks.to_dense()[0, 0].tolist() == [  # positions 0-118 the prompt, 119-418 and 419-718 the completions
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 1, 0],
+        [1, 0, 0, 1, 1, 1],
+    ]
+
+
+def test_flex_attention_does_not_split_long_groups():
+    config = LlamaConfig(**SMALL)
+    config._attn_implementation = "flex_attention"
+    assert Packing.of(AutoModelForCausalLM.from_config(config), None).costs == CHEAP_ATTENTION
 
 
 def test_the_compact_head_scores_packed_rows_alike():

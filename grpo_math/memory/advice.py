@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from grpo_math.errors import ModelError, PredictionError, RecipeError
 from grpo_math.memory.predict import as_arguments, planned_recipe, predict
-from grpo_math.memory.results import GIB, OVERHEAD_BYTES, OVERHEAD_FACTOR, PHASES, Prediction, Suggestion
+from grpo_math.memory.results import GIB, OVERHEAD_BYTES, PHASES, Prediction, Suggestion, with_overhead
 from grpo_math.memory.shapes import model_config
 from grpo_math.recipe import Recipe
 
@@ -141,12 +141,11 @@ def suggest(
     """
     recipe = planned_recipe(path, argv)
     savings = memory_savings(recipe)
-    available = (vram * GIB - OVERHEAD_BYTES) / OVERHEAD_FACTOR
-    if available <= 0:
+    if vram * GIB <= OVERHEAD_BYTES:
         return []
 
     def too_large(predicted: Prediction) -> set[str]:
-        return {phase for phase, peak in predicted.peaks.items() if peak > available}
+        return {phase for phase, peak in predicted.peaks.items() if with_overhead(peak) > vram * GIB}
 
     def attempt(cost: str, overrides: dict[str, Any]) -> Suggestion | None:
         progress(" ".join(as_arguments(overrides)))

@@ -18,6 +18,11 @@ DEFAULT_VRAM = 8.0  # GiB
 PHASES = ("load", "generation", "scoring", "training", "optimizer", "held-out")
 
 
+def with_overhead(peak: int) -> int:
+    """Bytes that a card must have for an allocator's peak: fragmentation, and what lies outside the allocator."""
+    return int(OVERHEAD_FACTOR * peak) + OVERHEAD_BYTES
+
+
 @dataclasses.dataclass
 class StepMemory:
     """
@@ -67,7 +72,7 @@ class Prediction(StepMemory):
     @property
     def total(self) -> int:
         """Bytes that the card must have: the peak, fragmentation, and what lies outside the allocator."""
-        return int(OVERHEAD_FACTOR * self.peak) + OVERHEAD_BYTES
+        return with_overhead(self.peak)
 
     def fits(self, vram: float) -> bool:
         """Whether a card with `vram` GiB is enough."""

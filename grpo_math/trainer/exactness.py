@@ -87,8 +87,9 @@ def pack_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     config = model.config.get_text_config()
     if not left_padding_is_inert(model):
         return "the model's positions are not rotary, or depend on the width of the input"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attn_implementation={config._attn_implementation!r} takes no mask of each position (sdpa and eager do)"
+    attention = config._attn_implementation
+    if attention not in ("sdpa", "eager", "flex_attention"):
+        return f"attn_implementation={attention!r} takes no mask of each position (sdpa, eager and flex_attention do)"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"the model has layers of {', '.join(sorted(kinds))}"

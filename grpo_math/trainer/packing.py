@@ -10,61 +10,22 @@ Example: prompt `a b c`, completions `d e` and `f g h`. Unpacked 3 + 2 and 3 + 3
     position   0 1 | 2 3 | 2 3 4
     target     - - | d e | f g h
 
-Attention with a dense mask costs L^2 for a packed row of L positions, masked or not. Long units are therefore split where
-that is cheaper, and units are laid side by side in as many rows as cost least, within what the unpacked rows would take.
+Which rows share a unit, and which units a row, is decided in `packing_layout.py`.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from grpo_math.trainer.micro_batches import prompt_numbers
+from grpo_math.trainer.packing_layout import Costs, Lengths, break_even_length, lay_out_units, read_lengths, width_of
 
 SHARED = 0  # the segment of the prompt's tokens; completions count from 1
-
-
-class Lengths(NamedTuple):
-    """What the layout depends on, of B rows: the prompt that each has, and the tokens of both."""
-
-    prompt: list[int]  # equal numbers, equal prompts
-    prompt_tokens: list[int]
-    completion_tokens: list[int]
-
-
-class Unit(NamedTuple):
-    """Rows with the same prompt that are packed together."""
-
-    rows: list[int]
-    prompt_tokens: int
-    positions: int
-
-
-class Costs(NamedTuple):
-    """
-    What a layout costs.
-
-    Attributes:
-        break_even (`float`): From [`break_even_length`].
-        keeps_weights (`bool`): Whether attention weights are kept for the backward pass (eager attention).
-    """
-
-    break_even: float
-    keeps_weights: bool
-
-    def of(self, rows: int, length: int) -> float:
-        """Compute of `rows` padded to `length`, in positions of a linear layer."""
-        return rows * (length + length**2 / self.break_even)
-
-    def fits(self, rows: int, length: int, unpacked_rows: int, unpacked_length: int) -> bool:
-        """Whether a layout has no more positions, and keeps no more attention weights, than the unpacked rows."""
-        weights = rows * length**2 <= unpacked_rows * unpacked_length**2
-        return rows * length <= unpacked_rows * unpacked_length and (weights or not self.keeps_weights)
 
 
 class Packed(NamedTuple):
@@ -85,103 +46,6 @@ class Packed(NamedTuple):
     segment: torch.Tensor
     source: torch.Tensor
     destination: torch.Tensor
-
-
-def read_lengths(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> Lengths | None:
-    """
-    The lengths of left-padded prompts and right-padded completions, or `None` where a mask has gaps.
-
-    Args:
-        input_ids (`torch.Tensor` of shape `(B, P + T)`).
-        attention_mask (`torch.Tensor` of shape `(B, P + T)`).
-        width (`int`): T.
-    """
-    prompt_width = input_ids.size(1) - width
-    prompt_mask, completion_mask = attention_mask.bool().split([prompt_width, width], dim=1)
-    gaps = (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any() | (~completion_mask[:, :-1] & completion_mask[:, 1:]).any()
-    prompt = prompt_numbers(input_ids[:, :prompt_width], prompt_mask)
-    counts = torch.stack([prompt, prompt_mask.sum(dim=1), completion_mask.sum(dim=1), gaps.expand(len(prompt))])
-    prompt, prompt_tokens, completion_tokens, gaps = counts.tolist()
-    return None if gaps[0] or min(prompt_tokens) < 1 else Lengths(prompt, prompt_tokens, completion_tokens)
-
-
-def break_even_length(config: PreTrainedConfig) -> float:
-    """
-    At how many positions of a packed row dense attention costs as much as the linear layers.
-
-    A token costs 2 n multiply-adds in the n weights of a layer's matrices, and 4 h for each position of the row in the
-    products of queries with keys and of weights with values, h being the heads' total width: the costs are equal at n / 2 h.
-    """
-    config = config.get_text_config()
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or hidden // heads
-    key_value = head * (getattr(config, "num_key_value_heads", None) or heads)
-    weights = hidden * (2 * heads * head + 2 * key_value) + 3 * hidden * getattr(
-        config, "intermediate_size", 4 * hidden
-    )
-    return weights / (2 * heads * head)
-
-
-def _units(lengths: Lengths, most: int) -> list[Unit]:
-    """The rows of each prompt, in units of at most `most` rows and of similar size."""
-    rows_of: dict[int, list[int]] = {}
-    for row, (prompt, tokens) in enumerate(zip(lengths.prompt, lengths.completion_tokens, strict=True)):
-        if tokens:  # a row without a token has nothing to score
-            rows_of.setdefault(prompt, []).append(row)
-    units = []
-    for rows in rows_of.values():
-        rows.sort(key=lambda row: -lengths.completion_tokens[row])
-        parts, shared = math.ceil(len(rows) / most), lengths.prompt_tokens[rows[0]] - 1
-        for share in (rows[part::parts] for part in range(parts)):  # long and short ones in each
-            positions = shared + sum(lengths.completion_tokens[row] for row in share)
-            units.append(Unit(share, shared + 1, positions))
-    return sorted(units, key=lambda unit: -unit.positions)
-
-
-def _fill(units: list[Unit], count: int) -> list[list[Unit]]:
-    """Units side by side in `count` rows: the longest first, each to the emptiest row."""
-    rows: list[list[Unit]] = [[] for _ in range(count)]
-    filled = [(0, row) for row in range(count)]  # a heap
-    for unit in units:
-        positions, row = filled[0]
-        rows[row].append(unit)
-        heapq.heapreplace(filled, (positions + unit.positions, row))
-    return rows
-
-
-def _halves(number: int) -> list[int]:
-    """`number`, half of it (rounded up), and so on down to 1."""
-    return sorted({-(-number // (1 << shift)) for shift in range(number.bit_length() + 1)}, reverse=True)
-
-
-def width_of(rows: list[list[Unit]], multiple_of: int) -> int:
-    """L, the padded length of rows of units."""
-    longest = max(sum(unit.positions for unit in row) for row in rows)
-    return math.ceil(longest / multiple_of) * multiple_of
-
-
-def lay_out_units(lengths: Lengths, width: int, costs: Costs, multiple_of: int) -> list[list[Unit]]:
-    """
-    Rows of units: the layout that costs least and fits, of halved sizes of units and halved numbers of rows.
-
-    Args:
-        lengths ([`Lengths`]): Of B rows.
-        width (`int`): P + T, the padded length of an unpacked row.
-        costs ([`Costs`]).
-        multiple_of (`int`): L is a multiple of it.
-    """
-    best: tuple[float, list[list[Unit]]] = (math.inf, [])
-    largest = max(map(lengths.prompt.count, set(lengths.prompt)))
-    for most in _halves(largest) if any(lengths.completion_tokens) else ():
-        units = _units(lengths, most)
-        for count in _halves(len(units)):
-            rows = _fill(units, count)
-            length = width_of(rows, multiple_of)
-            # Single completions, one a row, are what the unpacked rows are
-            fits = costs.fits(count, length, len(lengths.prompt), width) or (most == 1 and count == len(units))
-            if fits and costs.of(count, length) < best[0]:
-                best = (costs.of(count, length), rows)
-    return best[1]
 
 
 def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, multiple_of: int) -> Packed | None:
@@ -242,28 +106,43 @@ def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, mu
     )
 
 
-def attention_mask(packed: Packed, window: int | None = None) -> torch.Tensor:
+def attends(packed: Packed, window: int | None = None) -> Callable:
     """
-    Which positions each position attends to, `(R, 1, L, L)`, bool: earlier ones of its prompt and of its own completion.
+    Which positions a position attends to: earlier ones of its prompt and of its own completion.
 
     Args:
         packed ([`Packed`]).
         window (`int`, *optional*): Of a sliding-window layer: positions at least so far back are not attended to.
+
+    Returns:
+        `Callable`: Flex attention's `mask_mod`: row, head, query, key -> whether the query attends to the key.
     """
     unit, segment, position = packed.unit, packed.segment, packed.position_ids
-    index = torch.arange(unit.size(1), device=unit.device)
-    allowed = (index[:, None] >= index) & (unit[:, :, None] == unit[:, None, :])  # (R, L, L)
-    allowed &= (segment[:, None, :] == SHARED) | (segment[:, :, None] == segment[:, None, :])
-    if window is not None:
-        allowed &= position[:, :, None] - position[:, None, :] < window
-    return allowed.unsqueeze(1)
+
+    def mask_mod(row, head, query, key):
+        allowed = (query >= key) & (unit[row, query] == unit[row, key])
+        allowed = allowed & ((segment[row, key] == SHARED) | (segment[row, query] == segment[row, key]))
+        if window is not None:
+            allowed = allowed & (position[row, query] - position[row, key] < window)
+        return allowed
+
+    return mask_mod
+
+
+def attention_mask(packed: Packed, window: int | None = None) -> torch.Tensor:
+    """[`attends`] of all positions, `(R, 1, L, L)`, bool."""
+    rows, length = packed.unit.shape
+    index = torch.arange(length, device=packed.unit.device)
+    row = torch.arange(rows, device=packed.unit.device)[:, None, None]
+    return attends(packed, window)(row, None, index[:, None], index).unsqueeze(1)
 
 
 def masks_for(config: PreTrainedConfig, packed: Packed, dtype: torch.dtype) -> Any:
     """
     The `attention_mask` argument of a model: a mask, or one for each kind of layer where it has several.
 
-    Masks are additive and made once, since sdpa turns a boolean one into such a mask in every layer, and keeps each.
+    Dense masks are additive and made once, since sdpa turns a boolean one into such a mask in every layer, and keeps each.
+    Flex attention takes a block mask.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]): Of the model.
@@ -272,7 +151,10 @@ def masks_for(config: PreTrainedConfig, packed: Packed, dtype: torch.dtype) -> A
     """
     config = config.get_text_config()
 
-    def mask(window: int | None) -> torch.Tensor:
+    def mask(window: int | None) -> Any:
+        if config._attn_implementation == "flex_attention":
+            rows, length = packed.unit.shape
+            return create_block_mask(attends(packed, window), rows, None, length, length, packed.unit.device)
         allowed = attention_mask(packed, window)
         return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
@@ -328,8 +210,9 @@ class Packing(NamedTuple):
             pad_to_multiple_of (`int`, *optional*): TRL's. Lengths are a multiple of 8 as well, as CUDA's attention with a
                 mask wants it.
         """
-        eager = model.config.get_text_config()._attn_implementation == "eager"
-        costs = Costs(break_even_length(model.config), keeps_weights=eager)
+        attention = model.config.get_text_config()._attn_implementation
+        break_even = math.inf if attention == "flex_attention" else break_even_length(model.config)
+        costs = Costs(break_even, keeps_weights=attention == "eager")
         embedding = model.get_input_embeddings()
         table = next(embedding.parameters(), None)
         dtype = (embedding.weight if table is None else table).dtype  # in host memory the table is no parameter
