@@ -11,6 +11,7 @@ transformers deals them, but a draw on the edge between two tokens can fall to t
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
@@ -131,10 +132,20 @@ def decode(
 
 @contextmanager
 def decoding_with(model: torch.nn.Module, share_prefill: bool, drop_finished: bool):
-    """Inside the context `model.generate` decodes with [`decode`]; TRL passes no `custom_generate` of its own."""
+    """
+    Inside the context `model.generate` decodes with [`decode`]; TRL passes no `custom_generate` of its own.
+
+    A `generate` that somebody has set on the instance is called, if it takes other arguments, and put back afterwards.
+    """
     loop: Callable = partial(decode, share_prefill=share_prefill, drop_finished=drop_finished)
+    parameters = signature(model.generate).parameters
+    if "custom_generate" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        yield  # somebody's own, which cannot be told how to decode
+        return
+    own = {name: value for name, value in vars(model).items() if name == "generate"}
     model.generate = partial(model.generate, custom_generate=loop)
     try:
         yield
     finally:
         del model.generate
+        vars(model).update(own)

@@ -136,6 +136,28 @@ def test_generate_is_given_back_also_after_an_error():
     assert "generate" not in vars(model)
 
 
+def test_somebody_elses_generate_on_the_instance_is_called_and_put_back():
+    model, calls = tiny_model().eval(), []
+
+    def own(*args, **kwargs):
+        calls.append(kwargs["custom_generate"].func)
+        return type(model).generate(model, *args, **kwargs)
+
+    model.generate = own
+    with decoding_with(model, **BOTH):
+        model.generate(**batch("w1 w2"), generation_config=config())
+    assert calls == [decode]
+    assert model.generate is own
+
+
+def test_a_generate_that_takes_no_other_arguments_is_left_alone():
+    model = tiny_model()
+    own = model.generate = lambda input_ids: input_ids
+    with decoding_with(model, **BOTH):
+        assert model.generate is own
+    assert model.generate is own
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_trainer_generates_the_same_greedy_completions(tmp_path, adapter):
     kwargs = {"peft_config": LoraConfig(r=4, init_lora_weights=False)} if adapter else {}

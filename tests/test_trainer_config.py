@@ -85,6 +85,18 @@ def test_sorting_by_default_is_disabled_silently_where_the_loss_rules_it_out(tmp
     assert not [record for record in caplog.records if "sort" in record.message]
 
 
+def build(tmp_path, model, **options):
+    return GRPOMathTrainer(model, reward, config(tmp_path, **options), prompts(), processing_class=tiny_tokenizer())
+
+
+def test_continuous_batching_that_would_turn_float32_weights_into_bfloat16_is_refused(tmp_path):
+    batching = {"use_transformers_continuous_batching": True}
+    with pytest.raises(ValueError, match=r"use_transformers_continuous_batching=True and bf16=True.*embed_tokens"):
+        build(tmp_path, tiny_model(), bf16=True, **batching)
+    build(tmp_path, tiny_model(), **batching)  # in full precision TRL casts nothing
+    build(tmp_path, tiny_model().bfloat16(), bf16=True, **batching)
+
+
 def mixture_of_experts():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 1}
     sizes |= {"shared_expert_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 1}

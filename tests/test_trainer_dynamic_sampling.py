@@ -4,7 +4,9 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from trainer_fixtures import logged, prompts, tiny_model, tiny_tokenizer, train
+from trl import GRPOTrainer
 
+from grpo_math.trainer.dynamic_sampling import _overwrite_rows
 from grpo_math.trainer.grpo import STATE_FILE
 
 
@@ -55,6 +57,21 @@ def test_replaced_rows_carry_their_own_prompt_and_gradient(tmp_path):
             0, ids["input_ids"].size(1) :
         ]
         assert tiny_tokenizer().decode(output[output != 0]) == completion
+
+
+def test_columns_without_a_token_do_not_change_vespos_weight():
+    """VESPO multiplies the importance ratios of a row, of every column."""
+    short = {"importance_sampling_ratio": torch.tensor([[1.2, 0.9], [0.8, 1.1]])}
+    long = {"importance_sampling_ratio": torch.tensor([[1.1, 0.7, 1.3, 0.9]])}
+
+    def weights(ratio):
+        rows = len(ratio)
+        zeros, mask = torch.zeros(rows, ratio.size(1)), torch.ones(rows, ratio.size(1))
+        return GRPOTrainer.get_gamma_weights(torch.ones(rows, 1), zeros, mask, ratio)
+
+    expected = torch.cat([weights(long["importance_sampling_ratio"]), weights(short["importance_sampling_ratio"][1:])])
+    widened = _overwrite_rows(short, torch.tensor([0]), long, torch.tensor([0]))
+    assert torch.equal(weights(widened["importance_sampling_ratio"]), expected)
 
 
 def test_after_n_rounds_the_batch_goes_on_as_it_is(tmp_path):

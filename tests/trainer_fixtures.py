@@ -137,4 +137,6 @@ def weights(model):
 
 def config(tmp_path, **options):
     """Our config on a CPU, with nothing reported."""
-    return GRPOMathConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
+    return GRPOMathConfig(
+        **({"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"} | options)
+    )

@@ -109,13 +109,22 @@ def metrics_of_the_first_draw(metrics: dict[str, list], logs: dict[str, object])
     logs.update(first_logs)
 
 
+def padding_value(key: str) -> int:
+    """
+    What widens a tensor of a generation batch: 0, which the masks leave out. VESPO sums the logarithms of vLLM's ratios
+    without a mask, so a column without a token needs a ratio of 1.
+    """
+    return 1 if key == "importance_sampling_ratio" else 0
+
+
 def _gather_rows(accelerator: Accelerator, batch: Batch) -> Batch:
     """The rows of all processes, in order, of every tensor with a row axis."""
     gathered = {}
     for key, value in batch.items():
         if value.ndim:
             if value.ndim > 1:
-                value = accelerator.pad_across_processes(value, dim=1, pad_first=key.startswith("prompt"))
+                left, fill = key.startswith("prompt"), padding_value(key)
+                value = accelerator.pad_across_processes(value, dim=1, pad_index=fill, pad_first=left)
             gathered[key] = accelerator.gather(value)
     return gathered
 
@@ -127,6 +136,6 @@ def _overwrite_rows(batch: Batch, target: torch.Tensor, other: Batch, source: to
         mine = batch[key]
         if mine.ndim > 1:
             columns, left = max(mine.size(1), rows.size(1)), key.startswith("prompt")
-            mine, rows = pad_columns(mine, columns, left), pad_columns(rows, columns, left)
+            mine, rows = (pad_columns(part, columns, left, padding_value(key)) for part in (mine, rows))
         result[key] = mine.index_copy(0, target, rows[source])
     return result

@@ -141,6 +141,26 @@ def _images(trainer: GRPOMathTrainer) -> str | None:
     return None
 
 
+def refuse_continuous_batching(trainer: GRPOMathTrainer) -> None:
+    """
+    Raises ValueError where TRL's continuous batching would change the dtype of the trained weights: before it generates,
+    TRL 1.16 calls `model.to(torch.bfloat16)` with `bf16`, and nothing turns them back.
+    """
+    args = trainer.args
+    half = "bf16" if args.bf16 else "fp16" if args.fp16 else None
+    if not args.use_transformers_continuous_batching or half is None:
+        return
+    name = next(
+        (name for name, p in trainer.model.named_parameters() if p.requires_grad and p.dtype == torch.float32), None
+    )
+    if name is not None:
+        raise ValueError(
+            f"use_transformers_continuous_batching=True and {half}=True would turn the trained float32 weights ({name} and "
+            "others) into 16 bits for the rest of the run: TRL casts the model itself before it generates. Updates of "
+            f"the usual size round to nothing there. Set use_transformers_continuous_batching=False, or {half}=False."
+        )
+
+
 def refuse_blocked_savings(trainer: GRPOMathTrainer, args: GRPOMathConfig) -> None:
     """Raises ValueError for a saving that is set to `True` and ruled out; what options alone rule out, the config refuses."""
     checks = {

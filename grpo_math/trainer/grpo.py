@@ -78,6 +78,7 @@ class GRPOMathTrainer(GRPOTrainer):
         trim = self._saving["trim_padding"] and exactness.columns_are_inert(base)
         self._columns = micro_batches.Columns(trim, exactness.left_padding_is_inert(base), self.pad_to_multiple_of)
         if math_args is not None:
+            exactness.refuse_continuous_batching(self)
             exactness.refuse_blocked_savings(self, math_args)
         self._packing = None
         if self._saving["pack_groups"]:

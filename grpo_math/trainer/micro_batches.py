@@ -247,10 +247,10 @@ class Columns(NamedTuple):
         return used_columns(attention_mask, prompt_length, self.trim_left, self.multiple_of)
 
 
-def pad_columns(tensor: torch.Tensor, columns: int, left: bool = False) -> torch.Tensor:
-    """A (B, t) tensor widened with zeros to (B, `columns`), on the right unless `left`."""
+def pad_columns(tensor: torch.Tensor, columns: int, left: bool = False, value: float = 0) -> torch.Tensor:
+    """A (B, t) tensor widened with `value` to (B, `columns`), on the right unless `left`."""
     missing = columns - tensor.size(1)
-    return F.pad(tensor, (missing, 0) if left else (0, missing))
+    return F.pad(tensor, (missing, 0) if left else (0, missing), value=value)
 
 
 def score_by_length(
