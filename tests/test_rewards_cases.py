@@ -1,0 +1,40 @@
+"""Agreement with the labelled cases in `reward_cases/`: completions in the styles that small models write.
+
+`gsm8k.jsonl` has completion, gold and style (the marker of the final answer), `countdown.jsonl` nums, target and mode.
+`label` is 1 for a completion to pay. `why` begins with the convention: V value, X other value, F final statement, H hedge,
+T thinking, P percent is a unit, N no answer.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from reward_texts import read_jsonl
+
+from grpo_math.rewards import get_countdown_accuracy, gsm8k_accuracy
+
+CASES = Path(__file__).parent / "reward_cases"
+
+
+def test_gsm8k_accuracy_agrees_with_the_labelled_cases():
+    cases = read_jsonl(CASES / "gsm8k.jsonl")
+    paid = gsm8k_accuracy([case["completion"] for case in cases], answer=[case["gold"] for case in cases])
+    wrong = [(case["id"], p) for case, p in zip(cases, paid, strict=True) if p != case["label"]]
+    assert len(wrong) <= 0.2 * len(cases), wrong
+    assert sum(p for _, p in wrong) <= 20, wrong
+
+
+def test_countdown_accuracy_agrees_with_the_labelled_cases():
+    cases = read_jsonl(CASES / "countdown.jsonl")
+    rewards = {mode: get_countdown_accuracy(mode=mode) for mode in ("all", "subset")}
+    paid = [rewards[c["mode"]]([c["completion"]], nums=[c["nums"]], target=[c["target"]])[0] for c in cases]
+    wrong = [(case["id"], p) for case, p in zip(cases, paid, strict=True) if p != case["label"]]
+    assert len(wrong) <= 0.02 * len(cases), wrong
+    assert not any(p for _, p in wrong), wrong
+
+
+def test_labelled_cases_hold_both_labels_in_every_style_with_a_marker():
+    labels = Counter((case["style"], case["label"]) for case in read_jsonl(CASES / "gsm8k.jsonl"))
+    for style in ("hash", "box", "tag", "bold", "phrase", "label"):
+        assert labels[style, 0] >= 8, style
+        assert labels[style, 1] >= 8, style
+    assert labels["none", 0] >= 8
