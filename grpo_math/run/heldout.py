@@ -18,13 +18,24 @@ BEFORE, AFTER = "heldout_before.json", "heldout_after.json"
 
 
 def measure_heldout(run: Prepared, label: str) -> Accuracy | None:
-    """Held-out accuracy of the policy as it is now; None when the recipe holds nothing out."""
+    """
+    Held-out accuracy of the policy as it is now; None when the recipe holds nothing out.
+
+    Before, during and after training the policy runs under the trainer's autocast. accelerate wraps the forward in it only once
+    the training has begun, so without it the same weights would answer differently before and after.
+    """
     task, args, trainer = run.recipe.task, run.recipe.training, run.trainer
     if not run.problems.heldout:
         return None
-    with unwrap_model_for_generation(
-        trainer.model_wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
-    ) as model:
+    with (
+        unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        ) as model,
+        trainer.accelerator.autocast(),
+    ):
         return measure(
             model,
             run.tokenizer,
