@@ -16,6 +16,7 @@ SAVINGS = (
     "trim_padding",
     "sort_by_length",
     "compact_lm_head",
+    "skip_input_casts",
     "share_prefill",
     "drop_finished",
 )
@@ -53,6 +54,9 @@ class GRPOMathConfig(GRPOConfig):
             which rows share a micro-batch (`bnpo`, entropy bonus, quantile mask, auxiliary loss).
         compact_lm_head (`bool`, *optional*):
             On a CPU, run the LM head on the completion's positions only (on CUDA TRL always does).
+        skip_input_casts (`bool`, *optional*):
+            Under autocast, leave out PEFT's float32 copy of every LoRA layer's input, which autocast casts back. Disabled
+            without mixed precision, and by `lora_dropout`, DoRA or another kind of adapter.
         share_prefill (`bool`, *optional*):
             Generation with transformers: run each distinct prompt once for its G completions.
         drop_finished (`bool`, *optional*):
@@ -89,6 +93,7 @@ class GRPOMathConfig(GRPOConfig):
     trim_padding: bool | None = _saving("Trim the columns that no row of a micro-batch uses.")
     sort_by_length: bool | None = _saving("Sort rows by length within an optimizer step.")
     compact_lm_head: bool | None = _saving("On a CPU, run the LM head on completion positions only.")
+    skip_input_casts: bool | None = _saving("Under autocast, leave out PEFT's float32 copies of LoRA layers' inputs.")
     share_prefill: bool | None = _saving("Run each distinct prompt once when generating with transformers.")
     drop_finished: bool | None = _saving("Drop finished rows from the batch when generating with transformers.")
     dynamic_sampling: int = field(

@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from grpo_math import decoding
+from grpo_math.trainer.input_casts import casts_needed_by
 
 if TYPE_CHECKING:
     from grpo_math.trainer.config import GRPOMathConfig
@@ -116,6 +117,11 @@ def trim_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     return _images(trainer)
 
 
+def casts_blocked_by(trainer: GRPOMathTrainer) -> str | None:
+    """Why PEFT must cast the inputs of adapter layers."""
+    return casts_needed_by(trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator)
+
+
 def decode_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     """Why transformers' own loop must generate."""
     policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -168,6 +174,7 @@ def refuse_blocked_savings(trainer: GRPOMathTrainer, args: GRPOMathConfig) -> No
         "pack_groups": pack_blocked_by,
         "trim_padding": trim_blocked_by,
         "sort_by_length": sort_blocked_by,
+        "skip_input_casts": casts_blocked_by,
         "share_prefill": decode_blocked_by,
         "drop_finished": decode_blocked_by,
     }

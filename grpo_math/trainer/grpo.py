@@ -21,6 +21,7 @@ from grpo_math import decoding
 from grpo_math.trainer import exactness, host_embeddings, losses, micro_batches
 from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
 from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
+from grpo_math.trainer.input_casts import InputCasts
 from grpo_math.trainer.lm_head import add_compact_lm_head
 from grpo_math.trainer.packing import Packing
 from grpo_math.trainer.variant import Variant, beta_as, frozen_copy
@@ -80,6 +81,8 @@ class GRPOMathTrainer(GRPOTrainer):
         if math_args is not None:
             exactness.refuse_continuous_batching(self)
             exactness.refuse_blocked_savings(self, math_args)
+        skip_casts = self._saving["skip_input_casts"] and exactness.casts_blocked_by(self) is None
+        self._input_casts = InputCasts(policy, skip_casts)
         self._packing = None
         if self._saving["pack_groups"]:
             if reason := exactness.pack_blocked_by(self):
@@ -170,7 +173,17 @@ class GRPOMathTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
-        """Runs each prompt once, or trims the columns that no row uses; the forward is TRL's."""
+        """Runs each prompt once, or trims the columns that no row uses, without PEFT's casts; the forward is TRL's."""
+        with self._input_casts.off():
+            scored = self._score(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+        if self._loss_inputs is not None:
+            self._variant.apply(self._loss_inputs, scored[0])
+        return scored
+
+    def _score(self, model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs):
+        """Log-probabilities, entropies and auxiliary loss, packed or trimmed as far as that is exact."""
         score = super()._get_per_token_logps_and_entropies
         extra = any(value is not None and value is not False for value in kwargs.values())  # images or an aux loss
         packed = None
@@ -195,8 +208,6 @@ class GRPOMathTrainer(GRPOTrainer):
                 self._columns,
             )
             aux_loss = None
-        if self._loss_inputs is not None:
-            self._variant.apply(self._loss_inputs, logps)
         return logps, entropies, aux_loss
 
     # --- the loss ---
@@ -209,7 +220,7 @@ class GRPOMathTrainer(GRPOTrainer):
         metrics, own_kl = self._metrics[mode], self._variant.replaces_kl(self.beta)
         self._loss_inputs = inputs
         try:
-            with beta_as(self, 0.0 if own_kl else self.beta):
+            with self._input_casts.off(until_backward=mode == "train"), beta_as(self, 0.0 if own_kl else self.beta):
                 loss = super()._compute_loss(model, inputs)
         finally:
             self._loss_inputs = None
@@ -225,7 +236,8 @@ class GRPOMathTrainer(GRPOTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Adapts beta to `kl_target` once the last micro-batch of an optimizer step has been run."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._input_casts.training_step():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             rows = self.args.per_device_train_batch_size * self.accelerator.num_processes
             self.beta = self._variant.adapted_beta(self.beta, rows)
