@@ -20,7 +20,7 @@ def eight_gb_recipes() -> list[Path]:
 
 def read_jsonl(path: Path) -> list[dict]:
     """The objects of a JSON lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def share(part: int, whole: int) -> str:

@@ -15,6 +15,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trl:GRPOTrainer._load_optimizer_and_scheduler",
         "trl:GRPOTrainer._prepare_inputs",
         "trl:GRPOTrainer._save_checkpoint",
+        "trl:GRPOTrainer._save_rng_state",
         # read
         "trl:GRPOTrainer._entropy_bonus_enabled",
         "trl:GRPOTrainer._get_output_dir",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grpo_math.files import read_jsonl, write_whole
+
 METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The records of a JSONL file; a last line cut off by a crash is left out."""
-    records = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for i, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if i < len(lines) - 1:
-                raise ValueError(f"{path}, line {i + 1} is not JSON: {error}") from error
-    return records
 
 
 # --- the curve --------------------------------------------------------------------------------------------------------
@@ -89,7 +79,9 @@ def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
         kl.set_ylabel("nats per token")
     names = [line.get_label() for line in lines]
     figure.legend(lines, names, loc="outside lower center", ncol=len(lines), fontsize=8)
-    figure.savefig(folder / CURVE, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    write_whole(folder / CURVE, drawn.getvalue())
     return folder / CURVE
 
 

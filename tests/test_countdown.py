@@ -74,3 +74,13 @@ def test_the_blind_policy_of_dataset_rows_is_a_rule_chosen_on_training_rows():
     assert countdown.blind_accuracy(rows[:5], rows[5:], config)[0] == 1.0
     other = [{"nums": [n, 2], "target": n * 2, "kind": "2 numbers"} for n in range(5, 15)]
     assert countdown.blind_accuracy(other, rows, config)[0] == 0.0
+
+
+def test_a_row_with_more_numbers_than_the_solver_takes_is_refused_before_anything_is_solved(tmp_path):
+    """Sixty numbers would take 4^59 rules."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        json.dumps({"nums": [1, 2], "target": 3}) + "\n" + json.dumps({"nums": [1] * 60, "target": 3}) + "\n"
+    )
+    with pytest.raises(TaskError, match=r"row 1: column `nums` holds 60 numbers.*at most 6: drop the row"):
+        load_problems(CountdownConfig(dataset_path=str(path), heldout_size=1, prompt_style="boxed"))

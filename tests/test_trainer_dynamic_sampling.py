@@ -6,8 +6,8 @@ from datasets import Dataset, IterableDataset
 from trainer_fixtures import logged, prompts, tiny_model, tiny_tokenizer, train
 from trl import GRPOTrainer
 
+from grpo_math.trainer.checkpoints import STATE_FILE
 from grpo_math.trainer.dynamic_sampling import _overwrite_rows
-from grpo_math.trainer.grpo import STATE_FILE
 
 
 def words_only(completions, prompts, dead, **kwargs):

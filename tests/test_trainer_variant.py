@@ -19,7 +19,7 @@ from trainer_fixtures import (
 )
 
 from grpo_math.trainer import losses, micro_batches
-from grpo_math.trainer.grpo import STATE_FILE
+from grpo_math.trainer.checkpoints import STATE_FILE
 
 LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 # Ratios, divergences and clips all differ from their starting values from the second step on

@@ -16,6 +16,7 @@ from benchmarks.gpu.configurations import PARTS, TINY_CHANGES, TINY_SIZES, confi
 from benchmarks.gpu.report import card_name, in_words, markdown, medians
 from benchmarks.plain import RECIPES
 from grpo_math import memory
+from grpo_math.files import read_jsonl
 
 
 def real_steps(requested: int, left: float, timed: dict | None, heldout_batches: int) -> int:
@@ -189,8 +190,7 @@ class Run:
 def read_run(folder: Path) -> dict:
     """`{"summary": dict or None, "rewards": one of each step}` of a run's folder, finished or not."""
     summary, metrics = folder / "summary.json", folder / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    rewards = [json.loads(line).get("reward") for line in lines]
+    rewards = [line.get("reward") for line in read_jsonl(metrics)] if metrics.exists() else []
     kept = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
     if kept is not None:
         kept["model"] = Path(kept["model"]).name

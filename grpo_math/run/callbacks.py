@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
-from grpo_math.report import COMPLETIONS, METRICS, draw_curve, read_jsonl
+from grpo_math.files import read_lines, write_whole
+from grpo_math.report import COMPLETIONS, METRICS, draw_curve
 
 
 class RunRecorder(TrainerCallback):
@@ -45,9 +47,7 @@ class RunRecorder(TrainerCallback):
                 self.prepare()
             # After a resume, what lies beyond the checkpoint is written again.
             for name in (METRICS, COMPLETIONS):
-                path = self.folder / name
-                kept = [line for line in read_jsonl(path) if line["step"] <= self.first_step] if path.exists() else []
-                path.write_text("".join(json_line(line) for line in kept), encoding="utf-8")
+                keep_until(self.folder / name, self.first_step)
         self.trainer.accelerator.wait_for_everyone()
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -67,7 +67,7 @@ class RunRecorder(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            draw_curve(self.folder, self.blind)
+            draw_or_say(self.folder, self.blind)
 
     def _one_group(self) -> list[dict]:
         # The trainer keeps the last generation batch for its own table; the first rows of it are one group.
@@ -84,6 +84,28 @@ class RunRecorder(TrainerCallback):
             }
             for i, (prompt, completion, advantage) in enumerate(zip(*columns, strict=True))
         ]
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Leaves the records of a JSONL file up to a step; a file with lines that are no records is kept beside it, and named."""
+    records, unreadable = read_lines(path) if path.exists() else ([], [])
+    unreadable += [(number, "no step") for number, r in enumerate(records, 1) if not isinstance(r.get("step"), int)]
+    if unreadable:
+        damaged = path.with_name(f"{path.name}.damaged")
+        write_whole(damaged, path.read_bytes())
+        tqdm.write(
+            f"{path} has {len(unreadable)} damaged lines ({unreadable[0][1]}): left out, the whole is in {damaged}."
+        )
+    kept = [record for record in records if isinstance(record.get("step"), int) and record["step"] <= step]
+    write_whole(path, "".join(map(json_line, kept)))
+
+
+def draw_or_say(folder: Path, blind: float | None) -> None:
+    """Draws the reward curve; whatever prevents it is said, and never ends a run."""
+    try:
+        draw_curve(folder, blind)
+    except Exception as error:  # matplotlib, fonts, a full disk, a damaged file: a picture is worth no training
+        tqdm.write(f"The reward curve is not drawn: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def json_value(value: Any) -> Any:

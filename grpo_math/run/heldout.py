@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
 from trl.models import unwrap_model_for_generation
 
 from grpo_math.errors import RecipeError
 from grpo_math.evaluation import Accuracy, measure, sampling_of
+from grpo_math.files import write_whole
 from grpo_math.recipe import Recipe
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 from grpo_math.tasks.base import PLAIN_STOP
@@ -67,12 +69,18 @@ def measured_before(run: Prepared, main: bool) -> tuple[dict | None, list[dict] 
 
 
 def _stored_before(run: Prepared, kept: Path) -> dict | None:
-    """What the run's beginning measured, if it was on the same problems and as many samples."""
+    """What the run's beginning measured, if it can be read, and was on the same problems and as many samples."""
     if not kept.exists():
         return None
-    stored = json.loads(kept.read_text(encoding="utf-8"))
-    same = [r["prompt"] for r in stored["records"]] == [row["prompt"] for row in run.problems.heldout]
-    samples = {len(r["correct"]) for r in stored["records"]}
+    try:
+        stored = json.loads(kept.read_bytes())
+        same = [r["prompt"] for r in stored["records"]] == [row["prompt"] for row in run.problems.heldout]
+        samples = {len(r["correct"]) for r in stored["records"]}
+        figures = stored["figures"]
+        figures["accuracy"], figures["greedy"], figures["pass_at_k"], figures["by_kind"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        tqdm.write(f"{kept} cannot be read ({type(error).__name__}): measured again, on the model as it is now.")
+        return None
     return stored if same and samples == {run.recipe.task.heldout_generations} else None
 
 
@@ -87,7 +95,7 @@ def figures_of(accuracy: Accuracy) -> dict:
 
 def write_records(path: Path, figures: dict, records: list[dict]) -> None:
     content = {"figures": figures, "records": records}
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def evaluate(recipe: Recipe) -> list[str]:

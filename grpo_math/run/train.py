@@ -17,8 +17,10 @@ from tqdm.auto import tqdm
 
 from grpo_math import report
 from grpo_math.evaluation import Accuracy
+from grpo_math.files import write_whole
 from grpo_math.memory import is_out_of_memory
 from grpo_math.recipe import Recipe, dump
+from grpo_math.run.callbacks import draw_or_say
 from grpo_math.run.heldout import AFTER, BEFORE, figures_of, measure_heldout, measured_before, write_records
 from grpo_math.run.out_of_memory import report_out_of_memory
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
@@ -86,7 +88,7 @@ def _train(run: Prepared) -> int:
     finally:
         run.interrupt.restore()
         if main and run.recorder.begun:
-            report.draw_curve(folder, run.recorder.blind)
+            draw_or_say(folder, run.recorder.blind)
     seconds = time.perf_counter() - started
     if run.interrupt.stopped:
         last = folder / f"checkpoint-{trainer.state.global_step}"
@@ -106,10 +108,10 @@ def _train(run: Prepared) -> int:
     after = measure_heldout(run, "after")
     if main:
         summary = summarise(run, before, after, seconds)
-        (folder / report.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / report.SUMMARY, json.dumps(summary, indent=2) + "\n")
         if after is not None:
             write_records(folder / AFTER, figures_of(after), after.records)
-        report.draw_curve(folder, run.recorder.blind)
+        draw_or_say(folder, run.recorder.blind)
         samples = (before_records, after.records) if after is not None and before_records is not None else None
         report.print_summary(console, folder, summary, samples)
     if after is not None and recipe.training.report_to not in ([], "none", ["none"]):
@@ -127,7 +129,7 @@ def _first_files(run: Prepared, before: dict | None, records: list[dict] | None)
         tqdm.write(f"An earlier run's files are now in {run.aside}.")
     command = f"accelerate launch {shlex.quote(str(folder / 'recipe.yaml'))}"
     text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: {command}")
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    write_whole(folder / "recipe.yaml", text)
     if before is not None:
         write_records(folder / BEFORE, before, records)
 

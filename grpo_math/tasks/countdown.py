@@ -21,6 +21,7 @@ from functools import lru_cache
 from grpo_math.errors import TaskError
 from grpo_math.tasks.base import Example, check_columns, read_rows, split_rows
 from grpo_math.tasks.countdown_problems import (
+    MAX_OPERANDS,
     OPERATORS,
     CountdownConfig,
     check_generator,
@@ -48,6 +49,11 @@ def check_row(row: dict, place: str) -> dict:
     nums, target = row.get("nums"), row.get("target")
     if not isinstance(nums, list) or not nums or not all(isinstance(n, int) and not isinstance(n, bool) for n in nums):
         raise TaskError(f"{place}: column `nums` must be a non-empty list of integers, not {nums!r}")
+    if len(nums) > MAX_OPERANDS:
+        raise TaskError(
+            f"{place}: column `nums` holds {len(nums)} numbers, {str(nums)[:60]}...; the solver takes at most {MAX_OPERANDS}: "
+            "drop the row"
+        )
     if not isinstance(target, int) or isinstance(target, bool):
         raise TaskError(f"{place}: column `target` must be an integer, not {target!r}")
     return {"nums": nums, "target": target, "kind": row.get("kind") or f"{len(nums)} numbers"}

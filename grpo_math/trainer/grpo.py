@@ -8,8 +8,7 @@ off. The class holds overrides only; each says in its first line what it changes
 >>> trainer = GRPOMathTrainer(model=model, reward_funcs=reward, args=config, train_dataset=dataset)
 """
 
-import json
-import os
+from pathlib import Path
 
 import torch
 from accelerate.utils import is_peft_model
@@ -18,16 +17,13 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from grpo_math import decoding
-from grpo_math.trainer import exactness, host_embeddings, losses, micro_batches
+from grpo_math.trainer import checkpoints, exactness, host_embeddings, losses, micro_batches
 from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
 from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
 from grpo_math.trainer.input_casts import InputCasts
 from grpo_math.trainer.lm_head import add_compact_lm_head
 from grpo_math.trainer.packing import Packing
 from grpo_math.trainer.variant import Variant, beta_as, frozen_copy
-
-# Beside a checkpoint of TRL's, as far as the options are in use: the adapted beta, the place among the fresh prompts
-STATE_FILE = "grpo_math_state.json"
 
 
 class GRPOMathTrainer(GRPOTrainer):
@@ -246,30 +242,21 @@ class GRPOMathTrainer(GRPOTrainer):
     # --- checkpoints ---
 
     def _save_checkpoint(self, model, trial):
-        """Saves the adapted beta and the place among the fresh prompts beside TRL's checkpoint."""
+        """Saves the options' state first, so that TRL's `trainer_state.json` ends the checkpoint."""
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        checkpoints.begin_checkpoint(self, folder)
         super()._save_checkpoint(model, trial)
-        state = {}
-        if self._variant.kl_target is not None:
-            state["beta"] = self.beta
-        if self._dynamic_sampling.rounds:
-            state["fresh_prompts"] = self._dynamic_sampling.state_dict()
-        if state and self.args.should_save:
-            folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            with open(os.path.join(folder, STATE_FILE), "w", encoding="utf-8") as file:
-                json.dump(state, file)
+
+    def _save_rng_state(self, output_dir):
+        """Waits until every process has written its file: TRL then ends the checkpoint and deletes older ones."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        """Restores the adapted beta and the place among the fresh prompts, where the checkpoint holds them."""
+        """Restores the options' state, where the checkpoint holds it."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = os.path.join(checkpoint, STATE_FILE) if checkpoint is not None else None
-        if path is None or not os.path.exists(path):
-            return
-        with open(path, encoding="utf-8") as file:
-            state = json.load(file)
-        if self._variant.kl_target is not None and "beta" in state:
-            self.beta = state["beta"]
-        if self._dynamic_sampling.rounds and "fresh_prompts" in state:
-            self._dynamic_sampling.load_state_dict(state["fresh_prompts"])
+        if checkpoint is not None:
+            checkpoints.load_state(self, Path(checkpoint))
 
 
 def lay_out_batch(trainer: GRPOMathTrainer, batches: list[dict]) -> list[dict]:
