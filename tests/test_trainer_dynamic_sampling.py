@@ -59,6 +59,16 @@ def test_replaced_rows_carry_their_own_prompt_and_gradient(tmp_path):
         assert tiny_tokenizer().decode(output[output != 0]) == completion
 
 
+def test_a_group_without_a_loss_token_is_replaced(tmp_path):
+    """Of one-token completions nearly all are truncated, and truncated ones are masked."""
+    options = {"mask_truncated_completions": True, "max_completion_length": 1, "dynamic_sampling": 2}
+    by_position = lambda completions, **kwargs: [float(i % 4) for i in range(len(completions))]  # noqa: E731
+    trainer = train(True, tmp_path, reward_funcs=by_position, **options)
+    assert logged(trainer, "frac_reward_zero_std") == [0.0]
+    assert logged(trainer, "dynamic_sampling/rounds") == [2]
+    assert logged(trainer, "dynamic_sampling/dead_groups_left")[0] > 0
+
+
 def test_columns_without_a_token_do_not_change_vespos_weight():
     """VESPO multiplies the importance ratios of a row, of every column."""
     short = {"importance_sampling_ratio": torch.tensor([[1.2, 0.9], [0.8, 1.1]])}

@@ -21,6 +21,7 @@ from trainer_fixtures import (
     train,
 )
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+from trl import GRPOTrainer
 
 TOLERANCE = 1e-5
 LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
@@ -49,6 +50,40 @@ def test_stored_old_logps_and_several_iterations_give_the_same_gradients(tmp_pat
     options = {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 5}
     difference, ours, _ = compare(tmp_path, loss_type=loss_type, learning_rate=0.001, **options)
     assert len(ours.gradients) == 5
+    assert difference <= TOLERANCE
+
+
+def test_old_logps_are_those_of_live_rows_alone(tmp_path, monkeypatch):
+    """Also where the dead row that fills an empty micro-batch has none of its own."""
+    rows, score = [], GRPOTrainer._get_per_token_logps_and_entropies
+
+    def spy(self, model, input_ids, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            rows.append(len(input_ids))
+        return score(self, model, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", spy)
+    options = {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.01, "pack_groups": False, "trim_padding": False}
+    difference, ours, _ = compare(tmp_path, **options)
+    assert rows == [16, 8]  # TRL's, ours
+    assert difference <= TOLERANCE
+    live = torch.cat([batch["live"] for batch in ours._buffered_inputs])
+    assert live.all()
+    one_live_group = lambda completions, **kwargs: [0.0, 0.0, 0.0, 1.0] + [0.5] * 12  # noqa: E731
+    rows.clear()
+    options |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "sort_by_length": False}
+    difference, ours, _ = compare(tmp_path, **options, reward_funcs=one_live_group)
+    assert rows == [16, 4]
+    assert difference <= TOLERANCE
+    assert sum(int((~batch["live"]).sum()) for batch in ours._buffered_inputs) > 0
+
+
+def test_a_truncated_completion_that_is_masked_is_not_run(tmp_path):
+    options = {"mask_truncated_completions": True, "reward_funcs": live_reward, "max_completion_length": 24}
+    difference, ours, theirs = compare(tmp_path, **options, seed=5)
+    masked = sum(int((batch["completion_mask"].sum(1) == 0).sum()) for batch in theirs._buffered_inputs)
+    assert 0 < masked < 16
+    assert logged(ours, "skipped_rows") == [masked]
     assert difference <= TOLERANCE
 
 

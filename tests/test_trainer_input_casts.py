@@ -1,4 +1,4 @@
-"""LoRA layers without PEFT's float32 copies of their inputs: the same bits, and casts as before outside of the training step."""
+"""LoRA layers without PEFT's float32 copies of their inputs: the same bits, and casts outside of the training step."""
 
 import pytest
 import torch
@@ -44,20 +44,26 @@ def test_loss_and_gradients_are_the_same_bits(tmp_path, checkpointing):
     options = {"gradient_checkpointing": checkpointing, "steps_per_generation": 4, "num_iterations": 2, "max_steps": 3}
     ours, seen = run(tmp_path, **options)
     theirs, seen_with_casts = run(tmp_path, skip_input_casts=False, **options)
-    assert seen[True] == {torch.bfloat16} and seen_with_casts[True] == {torch.float32}
+    assert seen[True] == {torch.bfloat16}
+    assert seen_with_casts[True] == {torch.float32}
     assert [log["loss"] for log in ours.state.log_history[:3]] == [log["loss"] for log in theirs.state.log_history[:3]]
     for mine, yours in zip(ours.gradients, theirs.gradients, strict=True):
-        assert mine.norm() > 0 and torch.equal(mine, yours)
+        assert mine.norm() > 0
+        assert torch.equal(mine, yours)
 
 
 def test_casts_are_back_after_training_and_after_an_error(tmp_path):
     trainer, _ = run(tmp_path)
     layers = lora_layers(trainer.model)
-    assert layers and all(layer.cast_input_dtype_enabled for layer in layers)
+    assert layers
+    assert all(layer.cast_input_dtype_enabled for layer in layers)
     trainer.model.generate(input_ids=torch.tensor([[4, 5]]), max_new_tokens=1)  # without autocast: needs the casts
-    with pytest.raises(RuntimeError), trainer._input_casts.training_step():
-        with trainer._input_casts.off(until_backward=True):
-            raise RuntimeError
+    with (
+        pytest.raises(RuntimeError),
+        trainer._input_casts.training_step(),
+        trainer._input_casts.off(until_backward=True),
+    ):
+        raise RuntimeError
     assert all(layer.cast_input_dtype_enabled for layer in layers)
 
 

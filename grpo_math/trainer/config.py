@@ -38,9 +38,10 @@ class GRPOMathConfig(GRPOConfig):
 
     Parameters:
         skip_zero_advantage (`bool`, *optional*):
-            Skip the rows of groups whose rewards are all equal: with `beta=0` their policy gradient is exactly zero.
-            Disabled, with one warning, by a KL term, an entropy bonus or quantile mask, a MoE auxiliary loss, images
-            or tools. Every process keeps the same number of rows in a micro-batch.
+            Skip the rows of groups whose rewards are all equal, and rows without a loss token: with `beta=0` their
+            policy gradient is exactly zero. Stored old log-probabilities are those of the other rows. Disabled, with one
+            warning, by a KL term, an entropy bonus or quantile mask, a MoE auxiliary loss, images or tools. Every process
+            keeps the same number of rows in a micro-batch.
         pack_groups (`bool`, *optional*):
             Run each prompt once for its completions in a micro-batch, without padding between them (`packing.py`); where
             the loss allows it, the rows of a prompt are brought into one micro-batch. For rotary decoders with sdpa or

@@ -22,6 +22,7 @@ from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
 from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
 from grpo_math.trainer.input_casts import InputCasts
 from grpo_math.trainer.lm_head import add_compact_lm_head
+from grpo_math.trainer.old_logps import OldLogps
 from grpo_math.trainer.packing import Packing
 from grpo_math.trainer.variant import Variant, beta_as, frozen_copy
 
@@ -52,6 +53,7 @@ class GRPOMathTrainer(GRPOTrainer):
         self._warn_once = exactness.WarnOnce()
         self._loss_inputs = self._rewards = None  # of the running loss, of the running generation
         self._variant = Variant(math_args)
+        self._old_logps = OldLogps(self)
         self._dynamic_sampling = DynamicSampling(math_args.dynamic_sampling if math_args else 0, args.seed)
         self._saving = {name: math_args is not None and getattr(math_args, name) is not False for name in SAVINGS}
 
@@ -118,18 +120,23 @@ class GRPOMathTrainer(GRPOTrainer):
 
         def generate(rows):
             # TRL computes reference log-probabilities when beta is not 0, and reads beta here for nothing else
+            self._old_logps.begin()
             with beta_as(self, 1.0 if self._variant.reference_clipping else self.beta):
                 batch = score(rows)
             rewards, self._rewards = self._rewards, None
             advantages = batch["advantages"]
-            batch["live"] = advantages.reshape(len(advantages), -1).ne(0).any(dim=1)
+            has_loss = micro_batches.loss_mask(batch).any(dim=1)  # none where a truncated completion is masked
+            batch["live"] = advantages.reshape(len(advantages), -1).ne(0).any(dim=1) & has_loss
             # Only here does an equal reward mean no advantage: the other aggregation compares with the whole batch
-            if self.multi_objective_aggregation != "sum_then_normalize" or rewards is None:
+            if self.multi_objective_aggregation == "sum_then_normalize" and rewards is not None:
+                dead = losses.dead_rows(rewards, self.reward_weights.to(rewards.device), num_generations)
+                first = self.accelerator.process_index * len(advantages)
+                batch["live"] &= ~dead[first : first + len(advantages)]
+            if self._old_logps.put_off:
+                batch = self._old_logps.fill(batch)
+            if not (self.model.training and self._dynamic_sampling.rounds):
                 return batch, None
-            dead = losses.dead_rows(rewards, self.reward_weights.to(rewards.device), num_generations)
-            first = self.accelerator.process_index * len(advantages)
-            batch["live"] &= ~dead[first : first + len(advantages)]
-            return batch, dead.view(-1, num_generations)[:, 0]
+            return batch, ~self.accelerator.gather(batch["live"]).view(-1, num_generations).any(dim=1)
 
         batch, dead_groups = generate(inputs)
         if self.model.training and self._dynamic_sampling.rounds:
@@ -170,11 +177,14 @@ class GRPOMathTrainer(GRPOTrainer):
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
         """Runs each prompt once, or trims the columns that no row uses, without PEFT's casts; the forward is TRL's."""
+        if self._old_logps.take():
+            return input_ids.new_zeros(len(input_ids), logits_to_keep, dtype=torch.float32), None, None
         with self._input_casts.off():
             scored = self._score(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
         if self._loss_inputs is not None:
+            self._old_logps.in_loss(self._loss_inputs, scored[0])
             self._variant.apply(self._loss_inputs, scored[0])
         return scored
 
