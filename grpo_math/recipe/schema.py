@@ -1,4 +1,4 @@
-"""The keys of a recipe: the fields of four configuration classes, their types, choices and ranges.
+"""The keys of a recipe: the fields of the configuration classes, their types, choices and ranges.
 
 A key or value that no configuration takes is an error with the nearest right one, before anything is loaded.
 
@@ -20,18 +20,19 @@ from typing import Any, Literal
 import yaml
 
 from grpo_math.errors import RecipeError, nearest
+from grpo_math.recipe.supervised import SFTSettings
 
 COMMAND_LINE = "command line"
 
 
 def config_classes() -> tuple[type, ...]:
-    """The dataclasses whose fields are a recipe's keys: those of all tasks, of training and of the model."""
+    """The dataclasses whose fields are a recipe's keys: of all tasks, the supervised warm-up, training and the model."""
     from trl import ModelConfig
 
     from grpo_math import tasks
     from grpo_math.trainer import GRPOMathConfig
 
-    return *tasks.config_classes(), GRPOMathConfig, ModelConfig
+    return *tasks.config_classes(), SFTSettings, GRPOMathConfig, ModelConfig
 
 
 # Fields that TRL types as plain text and describes in prose. (Fields that are enums or literals speak for themselves.)

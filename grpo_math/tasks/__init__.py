@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from grpo_math.errors import TaskError, nearest
 from grpo_math.tasks import countdown, gsm8k
-from grpo_math.tasks.base import TaskConfig, build_prompt
+from grpo_math.tasks.base import THINK_PREFILL, TaskConfig, build_prompt, worked_solution
 from grpo_math.tasks.rewards import UpToNextProblem, resolve_reward
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "get_task",
     "load_problems",
     "resolve_rewards",
+    "solutions",
 ]
 
 TASKS: dict[str, ModuleType] = {"gsm8k": gsm8k, "countdown": countdown}
@@ -62,12 +63,14 @@ class Problems:
         heldout: held-out rows of the same form.
         kinds: the class of each held-out row (operators, number of operands), for accuracy by class.
         blind: accuracy of the best policy that ignores the target, and how it was found; None where the task has none.
+        rows: the training rows as the task reads them, in the order of `train`.
     """
 
     train: list[dict]
     heldout: list[dict]
     kinds: list[str]
     blind: tuple[float, str] | None
+    rows: list[dict] = field(default_factory=list)
 
 
 def load_problems(config: TaskConfig, tokenizer: Any = None) -> Problems:
@@ -106,7 +109,23 @@ def load_problems(config: TaskConfig, tokenizer: Any = None) -> Problems:
         heldout=[formatted(row) for row in heldout],
         kinds=[row.get("kind", "all") for row in heldout],
         blind=blind,
+        rows=train,
     )
+
+
+def solutions(problems: Problems, config: TaskConfig) -> list[str | None]:
+    """For each training row the completion that a perfect policy could write, in the prompt style's answer format: the
+    data set's own solution, or the solver's with its steps. None where the row has no worked solution.
+
+    >>> solutions(problems, TaskConfig(task="gsm8k", prompt_style="hash"))[0]
+    'Natalia sold 48/2 = 24 clips in May. ...\\n#### 72'
+    """
+    task, style = get_task(config.task), config.prompt_style
+    examples = map(task.example, problems.rows)
+    # A conversation's turn and an open <think> start with the text; any other prompt is continued after a space
+    space = " " if style in ("plain", "compact") else ""
+    texts = [None if e is None else space + worked_solution(style, e) for e in examples]
+    return [t.removeprefix(THINK_PREFILL) if t and style == "think_prefill" else t for t in texts]
 
 
 def take_examples(task: ModuleType, train: list[dict], config: TaskConfig) -> tuple[list, list[dict]]:

@@ -243,6 +243,7 @@ def worked_solution(style: str, example: Example) -> str:
         "boxed": f"{example.reasoning}\n\\boxed{{{example.answer}}}",
         "hash": f"{example.reasoning}\n#### {example.answer}",
         "plain": f"{example.reasoning} The answer is {example.answer}.",
+        "compact": f"<answer> {example.answer.replace('(', '( ').replace(')', ' )')} </answer>",
     }[style]
 
 

@@ -28,6 +28,7 @@ from grpo_math.tasks.countdown_problems import (
     content_key,
     generate,
     solve,
+    steps,
     targets_by_class,
 )
 
@@ -95,11 +96,11 @@ ANSWER_NOTE = "The answer is the expression alone, for example (1 + 2) / 3."
 
 
 def example(row: dict) -> Example | None:
-    """A worked example for the prompt; None for a row that has no solution."""
+    """A worked example with its steps, `35 + 44 = 79, 19 + 79 = 98.`; None for a row that has no solution."""
     expression = solve(row["nums"], row["target"])
     if expression is None:
         return None
-    return Example(problem_text(row), f"{expression} = {row['target']}.", expression)
+    return Example(problem_text(row), f"{', '.join(steps(expression))}.", expression)
 
 
 def columns(row: dict) -> dict:

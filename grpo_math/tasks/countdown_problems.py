@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,24 @@ def solve(nums: Sequence[int], target: int | Fraction, operators: str = OPERATOR
         raise ValueError(f"the exact solver takes at most {MAX_OPERANDS} numbers, not {len(nums)}: {list(nums)}")
     ways = reachable(tuple(sorted(nums)), operators).get(Fraction(target))
     return next(iter(ways.values())) if ways else None
+
+
+def steps(expression: str) -> list[str]:
+    """The solver's expression, one operation after another.
+
+    >>> steps("19 + (35 + 44)")
+    ['35 + 44 = 79', '19 + 79 = 98']
+    """
+    done = []
+    while True:
+        inner = re.search(r"\(([^()]+)\)", expression)
+        text = inner[1] if inner else expression
+        a, operator, b = text.split(" ")
+        value = next(v for v, _, swapped in _combine(Fraction(a), Fraction(b), operator) if not swapped)
+        done.append(f"{text} = {value}")
+        if inner is None:
+            return done
+        expression = f"{expression[: inner.start()]}{value}{expression[inner.end() :]}"
 
 
 # --- the generator ----------------------------------------------------------------------------------------------------

@@ -78,8 +78,10 @@ def problem_text(row: dict) -> str:
     return row["question"]
 
 
-def example(row: dict) -> Example:
-    """A worked example for the prompt, from the data set's own solution."""
+def example(row: dict) -> Example | None:
+    """A worked example for the prompt, from the data set's own solution; None for a row that holds only the number."""
+    if "####" not in row["solution_text"]:
+        return None
     reasoning = _CALCULATOR.sub("", row["solution_text"].rsplit("####", 1)[0]).strip()
     return Example(row["question"], reasoning.replace("\n", " "), row["answer"])
 
