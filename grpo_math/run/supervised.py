@@ -29,6 +29,7 @@ from trl.data_utils import is_conversational
 from grpo_math import models, report
 from grpo_math.errors import RecipeError
 from grpo_math.evaluation import prompt_ids
+from grpo_math.files import write_whole
 from grpo_math.memory import as_arguments, is_out_of_memory
 from grpo_math.recipe import Recipe, dump
 from grpo_math.recipe.supervised import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
@@ -281,10 +282,9 @@ def _write(run, trainer, folder, lines, before, after, seconds, console) -> None
             "loss_last": json_value(history[-1]["loss"]) if history else None,
         },
     }
-    (folder / report.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (folder / "recipe.yaml").write_text(
-        dump(recipe.values, f"What the warm-up of {recipe.path.name} ran with (grpo-math sft)."), encoding="utf-8"
-    )
+    write_whole(folder / report.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    text = dump(recipe.values, f"What the warm-up of {recipe.path.name} ran with (grpo-math sft).")
+    write_whole(folder / "recipe.yaml", text)
     if after is not None:
         write_records(folder / BEFORE, figures, before.records)
         write_records(folder / AFTER, figures_of(after), after.records)
