@@ -20,6 +20,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trl:GRPOTrainer._entropy_bonus_enabled",
         "trl:GRPOTrainer._get_output_dir",
         "trl:GRPOTrainer._is_vlm",
+        "trl:GRPOTrainer._load_from_checkpoint",
         "trl:GRPOTrainer._step",
         # changed
         "trl:GRPOTrainer._buffered_inputs",

@@ -20,8 +20,6 @@ from urllib.parse import urlsplit
 import torch
 from transformers import get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import is_liger_kernel_available
 
 from grpo_math import models, report
@@ -240,27 +238,3 @@ def check_template(recipe: Recipe, problems: Problems, tokenizer: Any) -> None:
             f"prompt_style: {recipe.task.prompt_style} is a conversation, and the tokenizer of "
             f"{recipe.model.model_name_or_path} has no chat template. Use prompt_style: plain for a base model."
         )
-
-
-def checkpoint_of(recipe: Recipe) -> str | None:
-    """The checkpoint to resume from: `resume_from_checkpoint: true` takes the last one of the output folder."""
-    wanted, place = recipe.training.resume_from_checkpoint, recipe.place("resume_from_checkpoint")
-    if not wanted or wanted == "false":
-        return None
-    if wanted is not True and wanted != "true":
-        if not Path(wanted).is_dir():
-            raise RecipeError(f"{place}: resume_from_checkpoint: there is no folder {wanted}")
-        if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
-            raise RecipeError(
-                f"{place}: resume_from_checkpoint: {wanted} is no checkpoint (no {TRAINER_STATE_NAME}); name a folder "
-                f"{PREFIX_CHECKPOINT_DIR}-N of a run"
-            )
-        return wanted
-    folder = Path(recipe.training.output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
-        raise RecipeError(
-            f"{place}: resume_from_checkpoint: {folder} holds no checkpoint; leave it out to start afresh, or "
-            "name a checkpoint's folder"
-        )
-    return last

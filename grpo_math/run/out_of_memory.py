@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.memory import as_arguments
 from grpo_math.recipe import Recipe
-from grpo_math.run import checks
+from grpo_math.run.checkpoints import checkpoint_of
 from grpo_math.run.prepare import Prepared
 
 # Functions on the way to an allocation that failed -> what the run was doing. The first of this list that is there decides.
@@ -66,7 +66,7 @@ def report_out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeErr
 
 def _say_what_is_saved(console: Console, recipe: Recipe, run: Prepared | None) -> str:
     """Saves a checkpoint where there is a finished step. Returns the words that resume from it, or nothing."""
-    resumed_from = checks.checkpoint_of(recipe)
+    resumed_from = run.checkpoint if run is not None else checkpoint_of(recipe)
     step = run.trainer.state.global_step if run is not None else 0
     if step == 0:
         if resumed_from is None:

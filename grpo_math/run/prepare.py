@@ -19,6 +19,7 @@ from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe
 from grpo_math.run import checks
 from grpo_math.run.callbacks import RunRecorder, ShortProgress, StopOnSignal
+from grpo_math.run.checkpoints import checkpoint_of
 from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
 from grpo_math.trainer import GRPOMathTrainer
 
@@ -72,7 +73,7 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
     (accuracy_reward,) = resolve_rewards([get_task(recipe.task.task).ACCURACY], recipe.task)
     checks.check_weights(recipe, rewards)
     checks.check_reference(recipe)
-    checkpoint = checks.checkpoint_of(recipe)
+    checkpoint = checkpoint_of(recipe)
     if training:
         checks.check_folder(recipe)
         checks.check_reporters(recipe)

@@ -21,6 +21,7 @@ from grpo_math.files import write_whole
 from grpo_math.memory import is_out_of_memory
 from grpo_math.recipe import Recipe, dump
 from grpo_math.run.callbacks import draw_or_say
+from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
 from grpo_math.run.heldout import AFTER, BEFORE, figures_of, measure_heldout, measured_before, write_records
 from grpo_math.run.out_of_memory import report_out_of_memory
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
@@ -77,6 +78,17 @@ def _train(run: Prepared) -> int:
     for line in describe(run):
         console.print(line)
 
+    finished_at = finished_step(run)
+    if finished_at is not None:
+        total = total_steps(trainer)
+        console.print(
+            f"The run in {folder} is finished at {finished_at} of {total} steps: nothing is trained. To train on, raise "
+            f"--max_steps{'' if recipe.training.max_steps > 0 else ' or --num_train_epochs'}."
+        )
+        if nothing_missing(folder, finished_at):
+            console.print(f"Model, metrics and completions: {folder}")
+            end_trackers(trainer)
+            return 0
     before, before_records = measured_before(run, main)
     run.recorder.prepare = lambda: _first_files(run, before, before_records)
     started = time.perf_counter()
@@ -84,7 +96,10 @@ def _train(run: Prepared) -> int:
         if run.checkpoint and isinstance(trainer.model, PeftModel) and "ref" in trainer.model.peft_config:
             # Where the reference is an adapter too, transformers 5.17 resumes that one alone
             trainer.model.load_adapter(run.checkpoint, "default", is_trainable=True)
-        trainer.train(resume_from_checkpoint=run.checkpoint)
+        if finished_at is None:
+            trainer.train(resume_from_checkpoint=run.checkpoint)
+        else:
+            load_finished(run)
     finally:
         run.interrupt.restore()
         if main and run.recorder.begun:

@@ -1,0 +1,188 @@
+"""A run resumes from the newest whole checkpoint, as the same training, and a finished one trains no step more."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import run
+
+from grpo_math import report
+from grpo_math.run import checkpoints
+
+pytestmark = pytest.mark.usefixtures("no_local_data")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a tiny run of four steps with checkpoints at 2 and 4, and the words that started it."""
+    from conftest import ROOT, SHORT
+
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    words = [*SHORT, "--max_steps", "4", "--save_steps", "2"][2:]
+    assert run(ROOT / "recipes" / "countdown_tiny.yaml", folder, *words) == 0
+    return folder, words
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of that run, to damage and to resume."""
+    folder, words = finished
+    shutil.copytree(folder, tmp_path / "out")
+    return tmp_path / "out", [*words, "--resume_from_checkpoint", "true"]
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def flip_last_value(path):
+    """One bit in the middle of an archive's data."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "no state": lambda f: (f / "trainer_state.json").unlink(),
+    "empty state": lambda f: cut(f / "trainer_state.json", 0),
+    "half a state": lambda f: cut(f / "trainer_state.json", 200),
+    "a state that is a list": lambda f: (f / "trainer_state.json").write_text("[]"),
+    "a state without its step": lambda f: (f / "trainer_state.json").write_text("{}"),
+    "a state of nested lists": lambda f: (f / "trainer_state.json").write_text("[" * 100_000),
+    "a state of zeros": lambda f: (f / "trainer_state.json").write_bytes(bytes(500)),
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "empty weights": lambda f: cut(f / "model.safetensors", 0),
+    "half the weights": lambda f: cut(f / "model.safetensors", 40_000),
+    "weights without their last byte": lambda f: cut(f / "model.safetensors", -1),
+    "weights of zeros": lambda f: (f / "model.safetensors").write_bytes(bytes(90_000)),
+    "no optimizer": lambda f: (f / "optimizer.pt").unlink(),
+    "half an optimizer": lambda f: cut(f / "optimizer.pt", 50_000),
+    "an empty optimizer": lambda f: cut(f / "optimizer.pt", 0),
+    "a bit of the optimizer": lambda f: flip_last_value(f / "optimizer.pt"),
+    "no schedule": lambda f: (f / "scheduler.pt").unlink(),
+    "half a schedule": lambda f: cut(f / "scheduler.pt", 300),
+    "no random state": lambda f: (f / "rng_state.pth").unlink(),
+    "half a random state": lambda f: cut(f / "rng_state.pth", 900),
+    "half a configuration": lambda f: cut(f / "config.json", 100),
+    "half the arguments": lambda f: cut(f / "training_args.bin", 500),
+    "nothing": lambda f: [path.unlink() for path in f.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_noticed(finished, tmp_path, damage):
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(finished[0] / "checkpoint-4", folder)
+    assert checkpoints.damage_of(folder) is None
+    DAMAGE[damage](folder)
+    assert checkpoints.damage_of(folder)
+
+
+def test_an_adapter_in_a_folder_of_its_own_is_looked_at_too(finished, tmp_path):
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(finished[0] / "checkpoint-4", folder)
+    (folder / "ref").mkdir()
+    (folder / "ref" / "adapter_model.safetensors").write_bytes(b"torn")
+    assert checkpoints.damage_of(folder).startswith("ref/adapter_model.safetensors is torn")
+
+
+def test_each_process_has_a_random_state_unless_one_process_saved_for_all(finished, tmp_path):
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(finished[0] / "checkpoint-4", folder)
+    assert checkpoints.damage_of(folder, world_size=2) is None
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    assert checkpoints.damage_of(folder, world_size=2) == "rng_state_1.pth is missing"
+    shutil.copy(folder / "rng_state_0.pth", folder / "rng_state_1.pth")
+    assert checkpoints.damage_of(folder, world_size=2) is None
+    assert checkpoints.damage_of(folder, world_size=1) is None
+
+
+def test_the_newest_whole_checkpoint_is_used_and_the_torn_one_named(copy, finished, tiny_recipe, capsys):
+    from safetensors.torch import load_file
+
+    folder, words = copy
+    (folder / "checkpoint-4" / "optimizer.pt").unlink()
+    assert run(tiny_recipe, folder, *words) == 0
+    note = "Resumed from checkpoint-2, the newest whole checkpoint. Not whole: checkpoint-4 (optimizer.pt is missing)."
+    assert note in capsys.readouterr().out
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, finished[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert checkpoints.damage_of(folder / "checkpoint-4") is None
+
+
+def test_no_whole_checkpoint_is_one_line(copy, tiny_recipe, capsys):
+    folder, words = copy
+    for step in (2, 4):
+        cut(folder / f"checkpoint-{step}" / "model.safetensors", 1000)
+    left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(tiny_recipe, folder, *words) == 2
+    error = capsys.readouterr().err
+    assert "holds no checkpoint that is whole: checkpoint-4 (model.safetensors is torn" in error
+    assert error.count("\n") == 1
+    assert run(tiny_recipe, folder, *words[:-1], str(folder / "checkpoint-2")) == 2
+    assert "checkpoint-2 is not whole: model.safetensors is torn" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == left
+
+
+def test_a_finished_run_trains_no_step_more(copy, tiny_recipe, capsys):
+    folder, words = copy
+    left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(tiny_recipe, folder, *words) == 0
+    assert "is finished at 4 of 4 steps: nothing is trained. To train on, raise --max_steps." in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == left
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "summary.json", "heldout_after.json", "heldout_before.json"])
+def test_what_a_finished_run_lacks_is_made_again(copy, finished, tiny_recipe, lost):
+    folder, words = copy
+    cut(folder / lost, 100)
+    if lost == "heldout_before.json":  # of no use alone: it is made again beside the summary
+        (folder / "summary.json").unlink()
+    assert run(tiny_recipe, folder, *words) == 0
+    for name in (
+        "model.safetensors",
+        "heldout_before.json",
+        "heldout_after.json",
+        "metrics.jsonl",
+        "completions.jsonl",
+    ):
+        assert (folder / name).read_bytes() == (finished[0] / name).read_bytes()
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, finished[0])]
+    assert [s["accuracy_after"] for s in summaries] == [summaries[1]["accuracy_after"]] * 2
+    assert summaries[0]["steps"] == 4
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(copy, tiny_recipe, capsys):
+    folder, words = copy
+    assert run(tiny_recipe, folder, *words, "--max_steps", "5") == 2  # given twice on the command line
+    words[words.index("--max_steps") + 1] = "5"
+    assert run(tiny_recipe, folder, *words, "--learning_rate", "1e-4") == 0
+    assert "other settings than the run was started with: max_steps: 4 -> 5, learning_rate: 0.0007 -> 0.0001." in (
+        capsys.readouterr().out
+    )
+    assert [m["step"] for m in report.read_jsonl(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--optim", "sgd"], "optim: sgd, but the run in"),
+        (["--use_peft", "true"], "use_peft: True, but the run in"),
+        (["--model_name_or_path", "elsewhere"], "was trained with model_name_or_path: builtin/countdown-tiny"),
+    ],
+)
+def test_another_model_adapter_or_optimizer_is_refused(copy, tiny_recipe, capsys, change, says):
+    folder, words = copy
+    assert run(tiny_recipe, folder, *words, *change) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.startswith("grpo-math: error: command line: ")
+    assert error.count("\n") == 1
+
+
+def test_a_recipe_that_cannot_be_read_is_no_hindrance(copy, tiny_recipe):
+    folder, words = copy
+    (folder / "recipe.yaml").write_text("{")
+    words[words.index("--max_steps") + 1] = "5"
+    assert run(tiny_recipe, folder, *words) == 0
