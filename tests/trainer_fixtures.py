@@ -103,7 +103,7 @@ def train(
         "disable_tqdm": True,
         "seed": 3,
     } | options
-    config = (GRPOMathConfig if math else GRPOConfig)(**arguments)
+    config, kwargs = (GRPOMathConfig if math else GRPOConfig)(**arguments), dict(trainer_kwargs or {})
     gradients = Gradients()
     trainer = (GRPOMathTrainer if math else GRPOTrainer)(
         model=tiny_model() if model is None else model,
@@ -111,8 +111,8 @@ def train(
         args=config,
         train_dataset=prompts() if dataset is None else dataset,
         processing_class=tiny_tokenizer(),
-        callbacks=[gradients],
-        **(trainer_kwargs or {}),
+        callbacks=[gradients, *kwargs.pop("callbacks", [])],
+        **kwargs,
     )
     trainer.gradients = gradients.steps
     trainer.train(resume_from_checkpoint=resume_from)

@@ -17,6 +17,7 @@ SAVINGS = (
     "sort_by_length",
     "compact_lm_head",
     "skip_input_casts",
+    "cast_weights_once",
     "share_prefill",
     "drop_finished",
 )
@@ -58,6 +59,10 @@ class GRPOMathConfig(GRPOConfig):
         skip_input_casts (`bool`, *optional*):
             Under autocast, leave out PEFT's float32 copy of every LoRA layer's input, which autocast casts back. Disabled
             without mixed precision, and by `lora_dropout`, DoRA or another kind of adapter.
+        cast_weights_once (`bool`, *optional*):
+            Generation with transformers under autocast: cast the trained float32 weights once, not at every token. The
+            16-bit copies are held meanwhile. An adapter's generation then has the precision of its training pass; PEFT
+            generates without autocast. Disabled by an adapter on a float32 base, and by a sharded model.
         share_prefill (`bool`, *optional*):
             Generation with transformers: run each distinct prompt once for its G completions.
         drop_finished (`bool`, *optional*):
@@ -95,6 +100,7 @@ class GRPOMathConfig(GRPOConfig):
     sort_by_length: bool | None = _saving("Sort rows by length within an optimizer step.")
     compact_lm_head: bool | None = _saving("On a CPU, run the LM head on completion positions only.")
     skip_input_casts: bool | None = _saving("Under autocast, leave out PEFT's float32 copies of LoRA layers' inputs.")
+    cast_weights_once: bool | None = _saving("Cast float32 weights once for a generation under autocast.")
     share_prefill: bool | None = _saving("Run each distinct prompt once when generating with transformers.")
     drop_finished: bool | None = _saving("Drop finished rows from the batch when generating with transformers.")
     dynamic_sampling: int = field(

@@ -134,6 +134,20 @@ def decode_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     return decoding.unsupported_reason(trainer.generation_config)
 
 
+def one_autocast_blocked_by(trainer: GRPOMathTrainer) -> str | None:
+    """Why generation must leave autocast after each token."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return "the model is sharded (DeepSpeed or FSDP)"
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if is_peft_model(policy):  # whose own generation has no autocast, so that nothing is cast today
+        frozen = (
+            n for n, p in policy.named_parameters() if not p.requires_grad and p.dtype == torch.float32 and p.ndim > 1
+        )
+        if name := next(frozen, None):
+            return f"autocast would cast frozen float32 weights ({name} and others) at every token"
+    return None
+
+
 def _auxiliary_loss(trainer: GRPOMathTrainer) -> str | None:
     if trainer.aux_loss_enabled:
         coefficient = f"router_aux_loss_coef={trainer.router_aux_loss_coef:g}"
@@ -175,6 +189,7 @@ def refuse_blocked_savings(trainer: GRPOMathTrainer, args: GRPOMathConfig) -> No
         "trim_padding": trim_blocked_by,
         "sort_by_length": sort_blocked_by,
         "skip_input_casts": casts_blocked_by,
+        "cast_weights_once": one_autocast_blocked_by,
         "share_prefill": decode_blocked_by,
         "drop_finished": decode_blocked_by,
     }

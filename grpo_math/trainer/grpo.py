@@ -8,6 +8,7 @@ off. The class holds overrides only; each says in its first line what it changes
 >>> trainer = GRPOMathTrainer(model=model, reward_funcs=reward, args=config, train_dataset=dataset)
 """
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -150,16 +151,22 @@ class GRPOMathTrainer(GRPOTrainer):
         return batch
 
     def _generate_single_turn(self, *args, **kwargs):
-        """Lets transformers decode with our loop; tokens, padding and the cut at EOS stay TRL's."""
+        """Lets transformers decode with our loop, in one autocast; tokens, padding and the cut at EOS stay TRL's."""
         generate = super()._generate_single_turn
         share_prefill, drop_finished = self._saving["share_prefill"], self._saving["drop_finished"]
-        if self.use_vllm or self.use_transformers_continuous_batching or not (share_prefill or drop_finished):
+        if self.use_vllm or self.use_transformers_continuous_batching:
             return generate(*args, **kwargs)
-        if reason := exactness.decode_blocked_by(self):
-            self._warn_once(f"share_prefill and drop_finished are disabled because {reason}.")
-            return generate(*args, **kwargs)
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
-        with decoding.decoding_with(policy, share_prefill, drop_finished):
+        with contextlib.ExitStack() as stack:
+            if self._saving["cast_weights_once"] and exactness.one_autocast_blocked_by(self) is None:
+                # It ends before the optimizer changes the weights, whose casts it keeps
+                stack.enter_context(self.accelerator.autocast())
+                stack.enter_context(self._input_casts.off())
+            if share_prefill or drop_finished:
+                if reason := exactness.decode_blocked_by(self):
+                    self._warn_once(f"share_prefill and drop_finished are disabled because {reason}.")
+                else:
+                    policy = self.accelerator.unwrap_model(self.model_wrapped)
+                    stack.enter_context(decoding.decoding_with(policy, share_prefill, drop_finished))
             return generate(*args, **kwargs)
 
     # --- micro-batches ---
