@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_math.commands import sft
+from grpo_math.commands import chat, merge, sft
 from grpo_math.errors import RecipeError, UserError, nearest
 from grpo_math.memory import command as memory_command
 from grpo_math.startup import prefer_expandable_segments, quieten
@@ -75,6 +75,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
         command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/countdown_tiny.yaml")
     memory_command.add_parser(commands)
     sft.add_parser(add, OVERRIDES)
+    merge.add_parser(add)
+    chat.add_parser(add)
     report = add(
         "report",
         "FOLDER",

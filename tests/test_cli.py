@@ -19,7 +19,7 @@ def test_commands_explain_themselves(capsys, tmp_path):
     assert cli.main(["report", os.devnull]) == 2
     (tmp_path / "metrics.jsonl").write_text("not json\n{}\n")
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert "metrics.jsonl, line 1 is not JSON" in capsys.readouterr().err
+    assert "metrics.jsonl, line 1 is not a JSON object" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path), "--json"]) == 2
     for name, content in {"metrics.jsonl": '{"reward": 1}\n', "summary.json": "[]"}.items():
         (tmp_path / name).write_text(content)
@@ -37,6 +37,8 @@ def test_commands_explain_themselves(capsys, tmp_path):
             ["--vram GIB", "--prompt_length TOKENS", "--solve", "--measure", "--json", "0 it fits", "1 it does not"],
         ),
         ("sft", ["grpo-math sft RECIPE", "--sft_learning_rate", "OUTPUT_DIR/sft"]),
+        ("merge", ["grpo-math merge RUN OUT", "--dtype", "--gguf FILE"]),
+        ("chat", ["grpo-math chat RUN", "--problem N", "--raw", "--greedy"]),
         ("report", ["grpo-math report FOLDER", "reward_curve.png"]),
         ("fields", ["grpo-math fields [TEXT]"]),
     ],

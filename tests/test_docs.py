@@ -180,7 +180,7 @@ def test_the_task_of_ones_own_trains_as_printed(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "out" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "eval", "memory", "report", "fields"])
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "memory", "chat", "merge", "report", "fields"])
 def test_every_command_that_the_pages_name_explains_itself(command, capsys):
     assert f"grpo-math {command}" in " ".join(map(text_of, PAGES))
     assert cli.main([command, "--help"]) == 0

@@ -36,6 +36,7 @@ from grpo_math.recipe.supervised import ADAPTER_LEARNING_RATE, FULL_LEARNING_RAT
 from grpo_math.run import checks
 from grpo_math.run.callbacks import ShortProgress, json_value
 from grpo_math.run.heldout import AFTER, BEFORE, figures_of, measure_heldout, write_records
+from grpo_math.run.model_card import write_card
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 from grpo_math.run.train import OUT_OF_MEMORY, set_aside, summarise
 from grpo_math.tasks import solutions
@@ -285,6 +286,7 @@ def _write(run, trainer, folder, lines, before, after, seconds, console) -> None
     write_whole(folder / report.SUMMARY, json.dumps(summary, indent=2) + "\n")
     text = dump(recipe.values, f"What the warm-up of {recipe.path.name} ran with (grpo-math sft).")
     write_whole(folder / "recipe.yaml", text)
+    write_card(folder, recipe, summary)
     if after is not None:
         write_records(folder / BEFORE, figures, before.records)
         write_records(folder / AFTER, figures_of(after), after.records)

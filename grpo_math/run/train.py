@@ -23,6 +23,7 @@ from grpo_math.recipe import Recipe, dump
 from grpo_math.run.callbacks import draw_or_say
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
 from grpo_math.run.heldout import AFTER, BEFORE, figures_of, measure_heldout, measured_before, write_records
+from grpo_math.run.model_card import write_card
 from grpo_math.run.out_of_memory import report_out_of_memory
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 
@@ -124,6 +125,7 @@ def _train(run: Prepared) -> int:
     if main:
         summary = summarise(run, before, after, seconds)
         write_whole(folder / report.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_card(folder, recipe, summary)
         if after is not None:
             write_records(folder / AFTER, figures_of(after), after.records)
         draw_or_say(folder, run.recorder.blind)
