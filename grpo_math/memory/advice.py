@@ -79,6 +79,12 @@ def memory_savings(recipe: Recipe) -> list[MemorySaving]:
             same_gradient=True,
         ),
         MemorySaving(
+            "activations go to host memory and come back, which takes time",
+            {"training"},
+            [] if args.activation_offloading else [{"activation_offloading": True}],
+            same_gradient=True,
+        ),
+        MemorySaving(
             "smaller batches of held-out problems",
             {"held-out"},
             [{"heldout_batch_size": size} for size in halves(heldout)],

@@ -23,9 +23,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
+from grpo_math.memory.host_activations import HostActivations
 from grpo_math.memory.model import base_model
 from grpo_math.memory.tracker import Tracker
-from grpo_math.trainer import micro_batches, packing
+from grpo_math.trainer import micro_batches, offloading, packing
 
 # Every private name of another library that this package overrides, patches, reads or sets, and every public one that it
 # replaces, as library -> `module:name`. A test checks that each still exists and that the package uses no other, so that an
@@ -63,7 +64,9 @@ PRIVATE_NAMES = {
     "torch": (
         "torch:is_autocast_enabled",
         "torch._C:_TorchDispatchModeKey",
+        "torch._C:_current_autograd_node",
         "torch._C:_current_graph_task_id",
+        "torch.autograd:Variable._execution_engine",
         "torch._C:_get_dispatch_mode",
         "torch._subclasses.fake_tensor:FakeTensor",
         "torch._subclasses.fake_tensor:FakeTensor.__deepcopy__",
@@ -123,6 +126,9 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     def is_autocast_enabled(*device_type):
         return autocast_enabled(*device_type or ("cpu",))  # without a device torch answers for CUDA
 
+    def to_the_host(model, active):
+        return HostActivations(model, tracker) if active else contextlib.nullcontext()
+
     # Without Triton the module has no such name, so `PRIVATE_NAMES` cannot list it
     triton = types.SimpleNamespace(cdiv=lambda a, b: -(-a // b))
     with contextlib.ExitStack() as stack:
@@ -131,6 +137,8 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
         for name in ("_forward_kernel", "_backward_kernel"):
             stack.enter_context(mock.patch.object(chunked_logprob, name, _NoKernel()))
         stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", add_in_place))
+        stack.enter_context(mock.patch.object(offloading, "activation_offloading", to_the_host))
+        stack.enter_context(mock.patch.object(offloading, "check_accelerator"))
         stack.enter_context(mock.patch.object(chunked_logprob, "triton", triton, create=True))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))

@@ -76,6 +76,9 @@ class GRPOMathConfig(GRPOConfig):
         embeddings_on_host (`bool`, *optional*, defaults to `False`):
             Keep the input embeddings in host memory and look rows up there: the same model, and their size saved on
             the card. For PEFT adapters on a model with an untied LM head.
+        activation_offloading (`bool`, *optional*, defaults to `False`):
+            Move what the backward pass needs to host memory during the forward pass, and back: less GPU memory for more
+            time. The option of TRL's SFT, DPO and KTO trainers, with their copies.
 
         > The variant: what is optimized
 
@@ -112,6 +115,10 @@ class GRPOMathConfig(GRPOConfig):
         metadata={
             "help": "Keep the frozen, untied input embeddings in host memory (PEFT): the same model, less GPU memory."
         },
+    )
+    activation_offloading: bool = field(
+        default=False,
+        metadata={"help": "Keep activations in host memory until the backward pass: less GPU memory, more time."},
     )
     kl_estimator: Literal["k1", "k2", "k3"] | None = field(
         default=None,
@@ -166,8 +173,9 @@ class GRPOMathConfig(GRPOConfig):
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
                 raise ValueError(f"{name}={value!r}: write True, False, or None for wherever it is exact.")
-        if not isinstance(self.embeddings_on_host, bool):
-            raise ValueError(f"embeddings_on_host={self.embeddings_on_host!r}: write True or False.")
+        for name in ("embeddings_on_host", "activation_offloading"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: write True or False.")
         if self.skip_zero_advantage and self.every_row_option():
             raise ValueError(
                 f"skip_zero_advantage=True and {self.every_row_option()} contradict each other: rows whose advantage is "

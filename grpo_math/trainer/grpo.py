@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from grpo_math import decoding
-from grpo_math.trainer import checkpoints, exactness, host_embeddings, losses, micro_batches
+from grpo_math.trainer import checkpoints, exactness, host_embeddings, losses, micro_batches, offloading
 from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
 from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
 from grpo_math.trainer.input_casts import InputCasts
@@ -82,6 +82,8 @@ class GRPOMathTrainer(GRPOTrainer):
             exactness.refuse_blocked_savings(self, math_args)
         skip_casts = self._saving["skip_input_casts"] and exactness.casts_blocked_by(self) is None
         self._input_casts = InputCasts(policy, skip_casts)
+        self._offload = math_args is not None and math_args.activation_offloading
+        offloading.check_accelerator(self._offload)
         self._packing = None
         if self._saving["pack_groups"]:
             if reason := exactness.pack_blocked_by(self):
@@ -183,10 +185,11 @@ class GRPOMathTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
-        """Runs each prompt once, or trims the columns that no row uses, without PEFT's casts; the forward is TRL's."""
+        """Runs each prompt once, or trims the columns that no row uses, without PEFT's casts, activations on the host."""
         if self._old_logps.take():
             return input_ids.new_zeros(len(input_ids), logits_to_keep, dtype=torch.float32), None, None
-        with self._input_casts.off():
+        offload = self._offload and torch.is_grad_enabled()
+        with self._input_casts.off(), offloading.activation_offloading(model, offload):
             scored = self._score(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
