@@ -15,16 +15,6 @@ from grpo_math import report
 from grpo_math.recipe import read_yaml
 
 
-def _figure(value: dict | float | None) -> str:
-    if value is None:
-        return "-"
-    return (
-        f"{value:.3f}"
-        if isinstance(value, float)
-        else f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    )
-
-
 def _quoted(text: str, width: int = 400) -> str:
     """A completion in one line of Markdown code."""
     return "`" + report.shorten(text, width).replace("`", "'") + "`"
@@ -37,29 +27,12 @@ def section(name: str, folder: Path) -> str:
     rewards = [m["reward"] for m in metrics if m.get("reward") is not None]
     zero = [m["frac_reward_zero_std"] for m in metrics if m.get("frac_reward_zero_std") is not None]
     half = max(1, len(rewards) // 2)
-    rows = [
-        [
-            f"{label}, {summary['heldout_n']} problems",
-            _figure(summary[f"{key}_before"]),
-            _figure(summary[f"{key}_after"]),
-        ]
-        for label, key in (
-            ("sampled accuracy (95 %)", "accuracy"),
-            ("greedy accuracy (95 %)", "greedy"),
-            (f"pass@{summary['heldout_generations']}", "pass_at_k"),
-        )
-    ]
-    rows += [
-        [f"sampled, {kind}", _figure(summary["by_kind_before"][kind]), _figure(share)]
-        for kind, share in (summary["by_kind_after"] or {}).items()
-        if len(summary["by_kind_after"]) > 1
-    ]
-    if summary["blind"] is not None:
-        rows.append([f"best policy that ignores the target ({summary['blind_how']})", *[_figure(summary["blind"])] * 2])
+    rows = report.rows_before_after(summary)
     rows.append(
         [
             "mean training reward, first and second half",
             *[f"{sum(r) / len(r):.3f}" for r in (rewards[:half], rewards[half:])],
+            "",
         ]
     )
     picture = f"{name}_{folder.name}.png"
@@ -83,7 +56,9 @@ def section(name: str, folder: Path) -> str:
             f"## {summary['recipe']}, {Path(str(summary['model'])).name}",
             f"{summary['steps']} iterations in {summary['seconds'] / 60:.1f} minutes, {summary['world_size']} process(es). "
             f"Share of groups without a signal (equal rewards), mean: {sum(zero) / len(zero):.2f}.",
-            table(["", "before", "after"], rows),
+            table(list(report.HEADINGS), rows),
+            " ".join(report.outcome_lines(summary)),
+            *([f"Ignoring the target: {summary['blind_how']}."] if summary["blind"] is not None else []),
             f"![reward curve]({picture})",
             f"Three held-out problems (the end of the prompt) and a sampled completion each:\n\n{samples}",
             "Settings: " + ", ".join(f"`{key}: {value}`" for key, value in changed.items()),

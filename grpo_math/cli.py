@@ -178,7 +178,7 @@ def _report(args: argparse.Namespace, overrides: list[str]) -> int:
         raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
     console = Console(highlight=False, soft_wrap=True)
     if summary.get("accuracy_after"):
-        console.print(report.table_before_after(summary))
+        report.print_figures(console, summary)
     console.print(f"Reward curve: {curve}")
     return 0
 

@@ -88,30 +88,91 @@ def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
+HEADINGS = ("", "before", "after", "change")
+KINDS_SHOWN = 8  # classes of problems in the table; all of them are in summary.json
+
+
 def table_before_after(summary: dict) -> Table:
-    """Held-out accuracy before and after, with 95 % intervals; by class; and the policy that ignores the target."""
-    table = Table(title=f"Held-out accuracy, {summary['heldout_n']} problems", title_justify="left")
-    for heading in ("", "before", "after"):
+    """`rows_before_after` as a table for a terminal."""
+    table = Table(title=f"Held-out accuracy, {summary['heldout_n']} problems (95 % intervals)", title_justify="left")
+    for heading in HEADINGS:
         table.add_column(heading)
-
-    def cell(figure: dict | None) -> str:
-        return "-" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-    table.add_row("sampled (95 % interval)", cell(summary["accuracy_before"]), cell(summary["accuracy_after"]))
-    table.add_row("greedy (95 % interval)", cell(summary["greedy_before"]), cell(summary["greedy_after"]))
-    k = summary["heldout_generations"]
-    before, after = summary["by_kind_before"] or {}, summary["by_kind_after"] or {}
-    table.add_row(f"pass@{k}", *(_share(summary[key]) for key in ("pass_at_k_before", "pass_at_k_after")))
-    if len(after or before) > 1:
-        for kind in after or before:
-            table.add_row(f"sampled, {kind}", _share(before.get(kind)), _share(after.get(kind)))
-    if summary.get("blind") is not None:
-        table.add_row("best policy that ignores the target", _share(summary["blind"]), _share(summary["blind"]))
+    for row in rows_before_after(summary):
+        table.add_row(*row)
     return table
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def print_figures(console: Console, summary: dict) -> None:
+    """The table of held-out accuracy, the verdict and the outcomes; a log file has lines as wide as the table needs."""
+    given = console.width
+    console.width = given if console.is_terminal else max(given, 112)
+    console.print(table_before_after(summary))
+    console.width = given
+    for line in outcome_lines(summary):
+        console.print(Text(line))
+
+
+def rows_before_after(summary: dict) -> list[list[str]]:
+    """
+    Held-out accuracy before and after and the paired change, with 95 % intervals: sampled, greedy, of several samples, by
+    answer form, by class; and the policy that ignores the target. One list of cells a row, for `HEADINGS`.
+    """
+    change = summary.get("change") or {}
+    rows = []
+
+    def add(label: str, before, after, difference=None) -> None:
+        rows.append([label, _share(before), _share(after), _change(difference)])
+
+    def add_figure(label: str, name: str) -> None:
+        before, after = (summary.get(f"{name}_{when}") for when in ("before", "after"))
+        if before is not None or after is not None:
+            add(label, before, after, change.get(name))
+
+    k = summary["heldout_generations"]
+    add_figure("sampled", "accuracy")
+    add_figure("greedy", "greedy")
+    passes = [summary.get(f"pass_at_{when}") or {} for when in ("before", "after")]
+    for size in passes[1] or passes[0]:
+        add(f"pass@{size}", *(found.get(size) for found in passes), (change.get("pass_at") or {}).get(size))
+    if k > 1:
+        add_figure(f"majority of {k}", "majority")
+    add_figure("sampled, the prompt's form only", "strict")
+    add_figure("sampled, any form", "lenient")
+    before, after = summary.get("by_kind_before") or {}, summary.get("by_kind_after") or {}
+    kinds = list(after or before)
+    if len(kinds) > 1:
+        for kind in kinds[:KINDS_SHOWN]:
+            add(f"sampled, {kind}", before.get(kind), after.get(kind), (change.get("by_kind") or {}).get(kind))
+    if summary.get("blind") is not None:
+        add("best policy that ignores the target", summary["blind"], summary["blind"])
+    return rows
+
+
+def _share(figure: dict | float | None) -> str:
+    if figure is None:
+        return "-"
+    if isinstance(figure, dict):
+        return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    return f"{figure:.3f}"
+
+
+def _change(figure: dict | None) -> str:
+    return "" if figure is None else f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"
+
+
+def outcome_lines(summary: dict) -> list[str]:
+    """The verdict, and what became of the sampled completions before and after: outcomes, length, truncation."""
+    lines = []
+    if summary.get("verdict"):
+        text = summary["verdict"]["text"]
+        lines.append(f"Verdict: {text} (sampled; this interval holds however often one looks).")
+    for when in ("before", "after"):
+        outcomes, length = summary.get(f"outcomes_{when}"), summary.get(f"mean_length_{when}")
+        if outcomes and length is not None:
+            shares = ", ".join(f"{name} {share:.2f}" for name, share in outcomes.items())
+            cut = summary.get(f"truncated_{when}") or 0.0
+            lines.append(f"Outcomes {when}: {shares}; {length:.0f} tokens on average, {cut:.2f} cut off.")
+    return lines
 
 
 def pick_samples(records: Sequence[dict], count: int = 3) -> list[int]:
@@ -145,7 +206,7 @@ def print_summary(console: Console, folder: Path, summary: dict, samples: tuple[
     """The end of a run: samples, the table, and where everything is."""
     if samples is not None:
         print_samples(console, *samples)
-        console.print(table_before_after(summary))
+        print_figures(console, summary)
         if summary.get("blind") is not None:
             console.print(Text(f"Ignoring the target: {summary['blind_how']}."))
     done = summary["steps"] - summary["resumed_at"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grpo_math import tiny_model
-from grpo_math.evaluation import clustered, generate, measure, pass_at_k, prompt_ids, wilson
+from grpo_math.evaluation import changes, clustered, generate, measure, pass_at_k, prompt_ids, wilson
 from grpo_math.tasks import load_problems, resolve_rewards
 
 
@@ -57,6 +57,13 @@ def test_pass_at_k_equals_counting_subsets():
         assert pass_at_k(5, 2, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
     with pytest.raises(ValueError, match="k"):
         pass_at_k(3, 1, 4)
+
+
+def test_more_equal_than_chance_is_no_evidence():
+    """Problems whose means agree by luck do not make the interval narrower than independent completions would."""
+    agreeing = [[1.0, 0.0, 0.0, 0.0] * 2] * 9 + [[1.0, 0.0, 1.0, 0.0] * 2]
+    value = sum(map(sum, agreeing)) / 80
+    assert clustered(agreeing) == wilson(value, 80)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +130,15 @@ def test_measuring_changes_neither_the_random_state_nor_the_mode(tiny):
     assert first.n == 12
     assert first.k == 3
     assert set(first.by_kind) == {"+", "-", "*"}
+    # Every figure is counted from the records, which hold each completion
+    assert first.strict.value <= first.sampled.value <= first.lenient.value
+    assert sum(first.outcomes.values()) == pytest.approx(1.0)
+    assert list(first.pass_at) == [2, 3]
+    assert first.sampled.value <= first.pass_at[2].value <= first.pass_at[3].value
+    assert 1 < first.mean_length <= 8
+    assert all(len(r[name]) == 3 for r in first.records for name in ("completions", "answers", "lengths", "truncated"))
+    unchanged = changes(first.records, second.records)
+    assert unchanged["sampled"].value == unchanged["greedy"].value == unchanged["by_kind"]["+"].value == 0.0
     for record, row in zip(first.records, problems.heldout, strict=True):
         texts = [record["sampled_completion"], record["greedy_completion"]]
         scores = reward(completions=texts, nums=[row["nums"]] * 2, target=[row["target"]] * 2)

@@ -58,20 +58,29 @@ def test_an_earlier_runs_files_are_set_aside_and_kept(tmp_path):
     assert (tmp_path / "earlier-2" / "checkpoint-5").is_dir()
 
 
-def test_the_table_shows_before_after_classes_and_the_blind_policy():
+def test_the_table_shows_before_after_change_classes_and_the_blind_policy():
     figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    change = {"value": 0.1, "low": -0.02, "high": 0.22}
     summary = {
         "heldout_n": 200, "heldout_generations": 4, "blind": 0.333,
         "accuracy_before": figure, "accuracy_after": None, "greedy_before": figure, "greedy_after": figure,
-        "pass_at_k_before": 0.7, "pass_at_k_after": 0.8, "by_kind_before": {"+": 0.1, "-": 0.2}, "by_kind_after": None,
+        "pass_at_before": {"4": figure}, "pass_at_after": {"4": figure}, "by_kind_before": {"+": figure, "-": figure},
+        "by_kind_after": None, "change": {"greedy": change},
+        "verdict": {"text": "no change shown: +0.100 [-0.020, +0.220]"},
+        "outcomes_before": {"ok": 0.75, "none": 0.25}, "mean_length_before": 12.3, "truncated_before": 0.125,
     }  # fmt: skip
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(report.table_before_after(summary))
     text = console.export_text()
     assert "0.500 [0.400, 0.600]" in text
+    assert "+0.100 [-0.020, +0.220]" in text
     assert "pass@4" in text
     assert "sampled, +" in text
     assert "0.333" in text
+    assert report.outcome_lines(summary) == [
+        "Verdict: no change shown: +0.100 [-0.020, +0.220] (sampled; this interval holds however often one looks).",
+        "Outcomes before: ok 0.75, none 0.25; 12 tokens on average, 0.12 cut off.",
+    ]
 
 
 def test_samples_show_hostile_text_as_it_is():

@@ -141,7 +141,7 @@ def test_countdown_with_think_prefill_and_a_kl(tmp_path, small_chat_model, short
     code = run(
         ROOT / "recipes" / "countdown.yaml", folder, *short,
         "--model_name_or_path", str(small_chat_model), "--dataset_path", "generated", "--train_size", "20",
-        "--max_completion_length", "16", "--gradient_accumulation_steps", "1",
+        "--max_completion_length", "16", "--gradient_accumulation_steps", "1", "--beta", "0.001",
     )  # fmt: skip
     assert code == 0
     assert report.read_jsonl(folder / "completions.jsonl")[0]["prompt"].endswith("<think>")

@@ -115,8 +115,11 @@ def test_solutions_that_grpo_would_cut_off_or_not_pay_are_left_out(tmp_path, gsm
     run.recipe.training.max_completion_length = 3
     with pytest.raises(RecipeError, match=r"of 24 training rows none .* 24 are longer than max_completion_length 3"):
         supervised.supervised_lines(run)
-    run.accuracy_reward = lambda completions, **columns: [0.0]
-    run.accuracy_reward.__name__ = "never"
+
+    def never(completions, **columns):
+        return [0.0]
+
+    run.scorers = run.scorers._replace(accuracy=never)
     with pytest.raises(RecipeError, match="24 are not paid by never"):
         supervised.supervised_lines(run)
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from trl.models import unwrap_model_for_generation
 
 from grpo_math.errors import RecipeError
-from grpo_math.evaluation import Accuracy, measure, sampling_of
+from grpo_math.evaluation import Accuracy, changes, measure, sampled_differences, sampling_of, summarise, verdict
 from grpo_math.files import write_whole
 from grpo_math.recipe import Recipe
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
@@ -43,7 +43,7 @@ def measure_heldout(run: Prepared, label: str) -> Accuracy | None:
             run.tokenizer,
             run.problems.heldout,
             run.problems.kinds,
-            run.accuracy_reward,
+            run.scorers,
             generations=task.heldout_generations,
             batch_size=task.heldout_batch_size,
             seed=task.task_seed,
@@ -73,24 +73,54 @@ def _stored_before(run: Prepared, kept: Path) -> dict | None:
     if not kept.exists():
         return None
     try:
-        stored = json.loads(kept.read_bytes())
-        same = [r["prompt"] for r in stored["records"]] == [row["prompt"] for row in run.problems.heldout]
-        samples = {len(r["correct"]) for r in stored["records"]}
-        figures = stored["figures"]
-        figures["accuracy"], figures["greedy"], figures["pass_at_k"], figures["by_kind"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        records = json.loads(kept.read_bytes())["records"]
+        same = [r["prompt"] for r in records] == [row["prompt"] for row in run.problems.heldout]
+        samples = {len(r["correct"]) for r in records}
+        stored = {"figures": figures_of(summarise(records)), "records": records}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         tqdm.write(f"{kept} cannot be read ({type(error).__name__}): measured again, on the model as it is now.")
         return None
     return stored if same and samples == {run.recipe.task.heldout_generations} else None
 
 
 def figures_of(accuracy: Accuracy) -> dict:
+    """The figures of a measurement for JSON; an interval becomes `{"value", "low", "high"}`."""
     return {
         "accuracy": accuracy.sampled.as_dict(),
         "greedy": accuracy.greedy.as_dict(),
+        "strict": accuracy.strict.as_dict(),
+        "lenient": accuracy.lenient.as_dict(),
+        "majority": accuracy.majority.as_dict(),
         "pass_at_k": accuracy.pass_at_k,
-        "by_kind": accuracy.by_kind,
+        "pass_at": {str(k): interval.as_dict() for k, interval in accuracy.pass_at.items()},
+        "by_kind": {kind: interval.as_dict() for kind, interval in accuracy.by_kind.items()},
+        "outcomes": accuracy.outcomes,
+        "mean_length": accuracy.mean_length,
+        "truncated": accuracy.truncated,
     }
+
+
+def changes_of(before: list[dict], after: list[dict]) -> dict:
+    """The paired differences of two measurements for JSON, by the names of `figures_of`."""
+
+    def plain(found):
+        return {str(k): plain(v) for k, v in found.items()} if isinstance(found, dict) else found.as_dict()
+
+    found = plain(changes(before, after))
+    return {"accuracy": found.pop("sampled"), **found}
+
+
+def compared(before: list[dict] | None, after: list[dict] | None, look: int) -> dict:
+    """The entries `change` and `verdict` of summary.json; null where one of the measurements is missing.
+
+    Args:
+        before, after: records of the same problems.
+        look: which end of this run it is: 1, or more where a finished run was resumed.
+    """
+    if before is None or after is None:
+        return {"change": None, "verdict": None}
+    found = verdict(sampled_differences(before, after), look)
+    return {"change": changes_of(before, after), "verdict": {**found.as_dict(), "look": look}}
 
 
 def write_records(path: Path, figures: dict, records: list[dict]) -> None:
@@ -110,13 +140,17 @@ def evaluate(recipe: Recipe) -> list[str]:
         )
     run = prepare(recipe, training=False)
     accuracy = measure_heldout(run, "held-out")
+    passes = ", ".join(f"pass@{k} {interval}" for k, interval in accuracy.pass_at.items())
     lines = [
-        f"{recipe.model.model_name_or_path} on {accuracy.n} held-out problems of {recipe.task.task}:",
-        f"  sampled {accuracy.sampled}, greedy {accuracy.greedy} (95 % intervals), pass@{accuracy.k} "
-        f"{accuracy.pass_at_k:.3f}",
+        f"{recipe.model.model_name_or_path} on {accuracy.n} held-out problems of {recipe.task.task} (95 % intervals):",
+        f"  sampled {accuracy.sampled}, greedy {accuracy.greedy}",
+        f"  of {accuracy.k} samples: {f'{passes}, ' if passes else ''}majority {accuracy.majority}",
+        f"  the prompt's answer form alone {accuracy.strict}, any form {accuracy.lenient}",
+        f"  outcomes: {', '.join(f'{name} {share:.3f}' for name, share in accuracy.outcomes.items())}; "
+        f"{accuracy.mean_length:.0f} tokens on average, {accuracy.truncated:.3f} cut off",
     ]
     if len(accuracy.by_kind) > 1:
-        lines.append("  " + ", ".join(f"{kind}: {share:.3f}" for kind, share in accuracy.by_kind.items()))
+        lines.append("  " + ", ".join(f"{kind}: {share}" for kind, share in accuracy.by_kind.items()))
     if run.problems.blind:
         lines.append(f"  ignoring the target: {run.problems.blind[0]:.3f} ({run.problems.blind[1]})")
     end_trackers(run.trainer)

@@ -91,8 +91,8 @@ def figures(summary: dict[str, Any]) -> list[str]:
     lines += rows
     if summary.get("blind") is not None:
         lines += ["", f"The best policy that ignores the target gets {summary['blind']:.3f}."]
-    if isinstance(summary.get("verdict"), str):
-        lines += ["", f"Verdict: {summary['verdict']}."]
+    if summary.get("verdict"):
+        lines += ["", f"Verdict: {summary['verdict']['text']}."]
     return lines
 
 

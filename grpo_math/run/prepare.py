@@ -16,11 +16,12 @@ from trl import get_peft_config
 
 from grpo_math import models
 from grpo_math.errors import RecipeError
+from grpo_math.evaluation import Scorers
 from grpo_math.recipe import Recipe
 from grpo_math.run import checks
 from grpo_math.run.callbacks import RunRecorder, ShortProgress, StopOnSignal
 from grpo_math.run.checkpoints import checkpoint_of
-from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards
+from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards, strict_and_lenient
 from grpo_math.trainer import GRPOMathTrainer
 
 
@@ -34,7 +35,7 @@ class Prepared:
         folder: `output_dir`.
         checkpoint: To resume from, if any.
         problems, tokenizer: Of the task and the model.
-        accuracy_reward: The reward function that evaluation counts.
+        scorers: What evaluation counts as right.
         longest_prompt: In tokens.
         unknown_share: Share of the prompts' tokens that stand for words the tokenizer does not know.
         trainer, recorder, interrupt: The trainer and its callbacks.
@@ -46,13 +47,17 @@ class Prepared:
     checkpoint: str | None
     problems: Problems
     tokenizer: PreTrainedTokenizerBase
-    accuracy_reward: Callable
+    scorers: Scorers
     longest_prompt: int
     unknown_share: float
     trainer: GRPOMathTrainer
     recorder: RunRecorder
     interrupt: StopOnSignal
     aside: Path | None = None
+
+    @property
+    def accuracy_reward(self) -> Callable:
+        return self.scorers.accuracy
 
 
 def prepare(recipe: Recipe, training: bool = True) -> Prepared:
@@ -70,7 +75,10 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
 
     # Check before loading
     rewards = resolve_rewards(recipe.task.rewards, recipe.task)
-    (accuracy_reward,) = resolve_rewards([get_task(recipe.task.task).ACCURACY], recipe.task)
+    accuracy = get_task(recipe.task.task).ACCURACY
+    scorers = Scorers(
+        *resolve_rewards([accuracy], recipe.task), *strict_and_lenient(accuracy, recipe.task.prompt_style)
+    )
     checks.check_weights(recipe, rewards)
     checks.check_reference(recipe)
     checkpoint = checkpoint_of(recipe)
@@ -104,7 +112,7 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
         checkpoint,
         problems,
         tokenizer,
-        accuracy_reward,
+        scorers,
         longest_prompt,
         unknown_share,
         trainer,

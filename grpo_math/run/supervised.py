@@ -35,7 +35,7 @@ from grpo_math.recipe import Recipe, dump
 from grpo_math.recipe.supervised import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from grpo_math.run import checks
 from grpo_math.run.callbacks import ShortProgress, json_value
-from grpo_math.run.heldout import AFTER, BEFORE, figures_of, measure_heldout, write_records
+from grpo_math.run.heldout import AFTER, BEFORE, compared, figures_of, measure_heldout, write_records
 from grpo_math.run.model_card import write_card
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 from grpo_math.run.train import OUT_OF_MEMORY, set_aside, summarise
@@ -275,6 +275,7 @@ def _write(run, trainer, folder, lines, before, after, seconds, console) -> None
     history = [r for r in trainer.state.log_history if "loss" in r]
     summary = {
         **summarise(dataclasses.replace(run, trainer=trainer, folder=folder), figures, after, seconds),
+        **compared(before and before.records, after and after.records, 1),
         "supervised": {
             "lines": len(lines.rows),
             "epochs": trainer.args.num_train_epochs,

@@ -22,11 +22,33 @@ from grpo_math.memory import is_out_of_memory
 from grpo_math.recipe import Recipe, dump
 from grpo_math.run.callbacks import draw_or_say
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
-from grpo_math.run.heldout import AFTER, BEFORE, figures_of, measure_heldout, measured_before, write_records
+from grpo_math.run.heldout import (
+    AFTER,
+    BEFORE,
+    compared,
+    figures_of,
+    measure_heldout,
+    measured_before,
+    write_records,
+)
 from grpo_math.run.model_card import write_card
 from grpo_math.run.out_of_memory import report_out_of_memory
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 
+# What summary.json has of each measurement, as `NAME_before` and `NAME_after`
+FIGURES = (
+    "accuracy",
+    "greedy",
+    "strict",
+    "lenient",
+    "majority",
+    "pass_at_k",
+    "pass_at",
+    "by_kind",
+    "outcomes",
+    "mean_length",
+    "truncated",
+)
 INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
 OUT_OF_MEMORY = 1
 
@@ -123,7 +145,8 @@ def _train(run: Prepared) -> int:
     trainer.save_model(str(folder))
     after = measure_heldout(run, "after")
     if main:
-        summary = summarise(run, before, after, seconds)
+        comparison = compared(before_records, after and after.records, 1 + _finished_before(folder))
+        summary = {**summarise(run, before, after, seconds), **comparison}
         write_whole(folder / report.SUMMARY, json.dumps(summary, indent=2) + "\n")
         write_card(folder, recipe, summary)
         if after is not None:
@@ -135,6 +158,15 @@ def _train(run: Prepared) -> int:
         trainer.log({"heldout/accuracy": after.sampled.value, "heldout/greedy": after.greedy.value})
     end_trackers(trainer)
     return 0
+
+
+def _finished_before(folder: Path) -> int:
+    """How many times this run has ended before, each time with a look at the change: it was resumed after its end."""
+    path = folder / report.SUMMARY
+    try:
+        return int(((json.loads(path.read_bytes()) if path.exists() else {}).get("verdict") or {}).get("look", 0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0  # an unreadable summary is no reason to lose the run's end
 
 
 def _first_files(run: Prepared, before: dict | None, records: list[dict] | None) -> None:
@@ -177,7 +209,7 @@ def describe(run: Prepared) -> list[str]:
 
 
 def summarise(run: Prepared, before: dict | None, after: Accuracy | None, seconds: float) -> dict:
-    """The content of summary.json. Accuracies are `{"value", "low", "high"}` with 95 % intervals, or null.
+    """The content of summary.json but for the change. Accuracies are `{"value", "low", "high"}` with 95 % intervals, or null.
 
     `steps` are those of the whole training, `seconds` those since `resumed_at`, the step at which this
     start began (0 unless it is a resume).
@@ -196,7 +228,7 @@ def summarise(run: Prepared, before: dict | None, after: Accuracy | None, second
         "world_size": run.recipe.training.world_size,
         "heldout_n": len(run.problems.heldout),
         "heldout_generations": run.recipe.task.heldout_generations,
-        **{f"{name}_{when}": figures.get(name) for name in ("accuracy", "greedy", "pass_at_k", "by_kind")
+        **{f"{name}_{when}": figures.get(name) for name in FIGURES
            for when, figures in (("before", first), ("after", last))},
         "blind": blind[0] if blind else None,
         "blind_how": blind[1] if blind else None,

@@ -19,7 +19,7 @@ from typing import Any
 from grpo_math.errors import TaskError, nearest
 from grpo_math.tasks import countdown, gsm8k
 from grpo_math.tasks.base import THINK_PREFILL, TaskConfig, build_prompt, worked_solution
-from grpo_math.tasks.rewards import UpToNextProblem, resolve_reward
+from grpo_math.tasks.rewards import UpToNextProblem, resolve_reward, strict_and_lenient
 
 __all__ = [
     "TASKS",
@@ -32,6 +32,7 @@ __all__ = [
     "load_problems",
     "resolve_rewards",
     "solutions",
+    "strict_and_lenient",
 ]
 
 TASKS: dict[str, ModuleType] = {"gsm8k": gsm8k, "countdown": countdown}

@@ -39,7 +39,7 @@ def gold_number(answer: str) -> str | None:
 
 
 def check_row(row: dict, place: str) -> dict:
-    """A clean row `{"question", "answer", "solution_text"}`, or a TaskError that names the place and the value."""
+    """A clean row `{"question", "answer", "solution_text", "kind"}`, or a TaskError that names the place and the value."""
     check_columns(row, ("question", "answer"), place)
     question, answer = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not question.strip():
@@ -47,14 +47,24 @@ def check_row(row: dict, place: str) -> dict:
     gold = gold_number(str(answer)) if answer is not None else None
     if gold is None:
         raise TaskError(f"{place}: column `answer` must be a number or end in `#### N`, not {str(answer)[-80:]!r}")
-    return {"question": question.strip(), "answer": gold, "solution_text": str(answer)}
+    return {"question": question.strip(), "answer": gold, "solution_text": str(answer), "kind": steps_of(str(answer))}
+
+
+def steps_of(solution: str) -> str:
+    """The class of a problem: how many calculations its gold solution annotates.
+
+    >>> steps_of("48/2 = <<48/2=24>>24 clips. 48+24 = <<48+24=72>>72 clips.\\n#### 72")
+    '1-2 steps'
+    """
+    steps = solution.count("<<")
+    return "no steps" if steps == 0 else "1-2 steps" if steps <= 2 else "5+ steps" if steps >= 5 else f"{steps} steps"
 
 
 def load_rows(config: TaskConfig) -> tuple[list[dict], list[dict]]:
     """Training rows and held-out rows (from the test split; from one local file, a seeded split disjoint by content).
 
     Returns:
-        two lists of `{"question": str, "answer": str, "solution_text": str}`.
+        two lists of `{"question": str, "answer": str, "solution_text": str, "kind": str}`.
     """
     wanted = "columns question, answer"
     train = read_rows(config, HUB_DATASET, "train", env="GRPO_MATH_GSM8K", wanted=wanted)

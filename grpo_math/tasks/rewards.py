@@ -71,3 +71,29 @@ def resolve_reward(name: str, style: PromptStyle) -> Callable:
             "my_module.my_reward)"
         )
     return UpToNextProblem(reward) if style == "plain" else reward
+
+
+# The answer form that each prompt style asks for
+STYLE_FORM = {
+    "think": "answer",
+    "think_prefill": "answer",
+    "boxed": "boxed",
+    "hash": "hash",
+    "plain": "phrase",
+    "compact": "answer",
+}
+
+
+def strict_and_lenient(name: str, style: PromptStyle) -> tuple[Callable | None, Callable | None]:
+    """A reward that reads only the prompt style's own answer form, and one that reads every form and a bare answer.
+
+    Args:
+        name: of the accuracy reward. For one that is not in `grpo_math.rewards` there is neither.
+        style: the prompt style.
+    """
+    make = vars(rewards).get(f"get_{name}")
+    if make is None:
+        return None, None
+    every = {"forms": rewards.COUNTDOWN_FORMS} if name.startswith("countdown") else {}
+    made = make(forms=(STYLE_FORM[style],)), make(allow_bare=True, **every)
+    return tuple(map(UpToNextProblem, made)) if style == "plain" else made
