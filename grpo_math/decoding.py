@@ -2,8 +2,8 @@
 
 transformers' `generate` prefills every row, so the same prompt G times, and keeps finished rows in the batch until the
 longest is done. [`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those
-of `generate`. Greedy output is identical and sampled output equal in distribution. The random numbers are dealt to the rows as
-transformers deals them, but a draw on the edge between two tokens can fall to the other side by round-off.
+of `generate`. Greedy output is identical and sampled output equal in distribution, though other random numbers are drawn:
+one for a row on a CPU ([`invert_cdf`]), where `torch.multinomial` draws one for each token of the vocabulary.
 
 >>> model.generate(**inputs, generation_config=config, custom_generate=decode)
 """
@@ -16,8 +16,48 @@ from inspect import signature
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, QuantizedLayer
-from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    ForcedEOSTokenLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 from transformers.generation.configuration_utils import GenerationMode
+
+# What they do to a row's scores depends on that row's tokens and scores alone. A repetition penalty holds prompt lengths.
+ROW_INDEPENDENT = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    ForcedEOSTokenLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+BLOCK = 512  # tokens of the vocabulary that are summed before one of them is searched for
 
 
 def unsupported_reason(generation_config: GenerationConfig) -> str | None:
@@ -54,6 +94,57 @@ def can_select_rows(cache: Cache | None) -> bool:
         and not isinstance(layer, (LinearAttentionCacheLayerMixin, QuantizedLayer))
         for layer in cache.layers
     )
+
+
+def invert_cdf(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """
+    The token at which each row's cumulative probability passes a number: a draw, if the number is uniform in [0, 1).
+
+    First the block of tokens is found and then the token in it, both from sums in double precision. Nearly all of the
+    work is one sum over the vocabulary. A token of probability zero is never drawn.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(R, V)`): Not negative; rows need not sum to one.
+        uniform (`torch.Tensor` of shape `(R,)`): In double precision.
+
+    Returns:
+        `torch.LongTensor` of shape `(R,)`.
+
+    Raises:
+        RuntimeError: where a row holds NaN, or nothing above zero.
+    """
+    rows, size = probabilities.shape
+    whole = size // BLOCK * BLOCK
+    blocks = probabilities[:, :whole].view(rows, whole // BLOCK, BLOCK).sum(-1)
+    blocks = torch.cat([blocks, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1)  # the last may be empty
+    cumulative = blocks.cumsum(-1, dtype=torch.float64)
+
+    def search(cumulative: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        total = cumulative[:, -1:]
+        at = torch.minimum(
+            share * total, total.nextafter(torch.zeros_like(total))
+        )  # the product may round up to the total
+        return torch.searchsorted(cumulative, at, right=True)  # (R, 1), the first that is above
+
+    share = uniform.unsqueeze(1)
+    block = search(cumulative, share)
+    try:
+        reached = cumulative.gather(1, block)
+    except RuntimeError as error:  # no sum is above NaN, and none of only zeros above 0
+        raise RuntimeError("no token can be drawn: the probabilities of a row hold NaN or only zeros") from error
+    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
+    share = ((share * cumulative[:, -1:] - before) / (reached - before)).clamp(0, 1)  # what is left, in this block
+    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)  # (R, BLOCK)
+    inside = probabilities.gather(1, tokens.clamp(max=size - 1)).masked_fill(tokens >= size, 0)
+    return (block * BLOCK + search(inside.cumsum(-1, dtype=torch.float64), share)).squeeze(1)
+
+
+def draw(scores: torch.Tensor) -> torch.Tensor:
+    """One token for each row of scores (R, V), shape (R,), with the softmax of the row as probabilities."""
+    probabilities = scores.softmax(dim=-1)
+    if scores.device.type != "cpu":
+        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+    return invert_cdf(probabilities, torch.rand(len(scores), dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -103,31 +194,31 @@ def decode(
         outputs.past_key_values.batch_select_indices(expand)
         logits = logits[expand]
 
-    finished = torch.zeros_like(rows, dtype=torch.bool)
-    while True:
-        # Over all rows, finished ones too: a processor may hold something of each row, and every row keeps its draws
-        scores = logits_processor(input_ids, logits)
-        if generation_config.do_sample:
-            tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
-        else:
-            tokens = scores.argmax(dim=-1)
-        input_ids = torch.cat([input_ids, tokens.masked_fill(finished, pad_token_id).unsqueeze(1)], dim=1)
-        finished = finished | stopping_criteria(input_ids, None)
-        if finished.all():
-            return input_ids
-        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-        running = (~finished[rows]).nonzero().squeeze(1)
-        if drop_finished and len(running) < len(rows) and can_select_rows(model_kwargs.get("past_key_values")):
-            model_kwargs["past_key_values"].batch_select_indices(running)
-            model_kwargs = _select(model_kwargs, running, len(rows))
-            rows = rows[running]
-        inputs = model.prepare_inputs_for_generation(input_ids[rows], next_sequence_length=1, **model_kwargs)
-        outputs = model(**inputs, return_dict=True)
-        running_logits = outputs.logits[:, -1].to(dtype=torch.float32, copy=True)
-        if len(rows) == batch_size:
-            logits = running_logits
-        else:  # what a finished row's logits are does not matter, as long as they can be sampled from
-            logits = running_logits.new_zeros(batch_size, running_logits.size(1)).index_copy_(0, rows, running_logits)
+    # A processor of another kind may hold something of each row, and sees them all
+    rows_alone = all(type(processor) in ROW_INDEPENDENT for processor in logits_processor)
+    finished = torch.zeros(batch_size, dtype=torch.bool, device=input_ids.device)
+    with model._optimize_model_for_decode():
+        while True:
+            if rows_alone or len(rows) == batch_size:
+                scores = logits_processor(input_ids[rows], logits)
+            else:  # what a finished row's logits are does not matter
+                all_logits = logits.new_zeros(batch_size, logits.size(1)).index_copy_(0, rows, logits)
+                scores = logits_processor(input_ids, all_logits)[rows]
+            found = draw(scores) if generation_config.do_sample else scores.argmax(dim=-1)
+            tokens = input_ids.new_full((batch_size,), pad_token_id).index_copy_(0, rows, found)
+            input_ids = torch.cat([input_ids, tokens.masked_fill(finished, pad_token_id).unsqueeze(1)], dim=1)
+            finished = finished | stopping_criteria(input_ids, None)
+            if finished.all():
+                return input_ids
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            running = (~finished[rows]).nonzero().squeeze(1)
+            if drop_finished and len(running) < len(rows) and can_select_rows(model_kwargs.get("past_key_values")):
+                model_kwargs["past_key_values"].batch_select_indices(running)
+                model_kwargs = _select(model_kwargs, running, len(rows))
+                rows = rows[running]
+            inputs = model.prepare_inputs_for_generation(input_ids[rows], next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
+            logits = outputs.logits[:, -1].to(dtype=torch.float32, copy=True)
 
 
 @contextmanager

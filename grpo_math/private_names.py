@@ -28,6 +28,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trl:GRPOTrainer._metrics",
     ),
     "transformers": (
+        "transformers:GenerationMixin._optimize_model_for_decode",
         "transformers:GenerationMixin._update_model_kwargs_for_generation",
         "transformers:PreTrainedConfig._name_or_path",
     ),

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "cli": {"commands", "run", "memory", "recipe", "report"},
     "commands": {"run", "memory", "recipe", "models", "tasks", "evaluation", "report", "files"},
     "run": {"memory", "recipe", "models", "tasks", "rewards", "trainer", "evaluation", "report", "files"},
-    "memory": {"recipe", "models", "tiny_model", "tasks", "trainer", "evaluation"},
+    "memory": {"recipe", "models", "tiny_model", "tasks", "trainer", "evaluation", "decoding"},
     "recipe": {"models", "tasks", "trainer"},
     "models": {"tiny_model"},
     "tiny_model": {"tasks"},

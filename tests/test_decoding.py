@@ -1,14 +1,16 @@
 """The decoding loop: transformers' greedy output, its sampling law, each prompt run once, finished rows gone."""
 
+import contextlib
 import itertools
 
 import pytest
 import torch
 from peft import LoraConfig
 from trainer_fixtures import ALL_OFF, tiny_model, tiny_tokenizer, train
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, cache_utils, set_seed
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, cache_utils, set_seed
 
-from grpo_math.decoding import can_select_rows, decode, decoding_with, unsupported_reason
+from grpo_math import decoding
+from grpo_math.decoding import can_select_rows, decode, decoding_with, invert_cdf, unsupported_reason
 
 BOTH = {"share_prefill": True, "drop_finished": True}
 
@@ -109,6 +111,85 @@ def test_sampled_output_has_transformers_law(options):
             cells += 1
         assert cells >= 4
         assert statistic < cells + 4 * (2 * cells) ** 0.5  # chi-square: mean `cells`, variance twice that
+
+
+@pytest.mark.parametrize("size", [7, 512, 1024, 1300])
+def test_a_token_is_found_where_the_cumulative_probability_passes_the_number(size):
+    torch.manual_seed(0)
+    probabilities = (torch.randn(4, size) * 3).softmax(dim=-1)
+    probabilities[:, ::3] = 0  # as after top-k; rows need not sum to one
+    probabilities[1, : size // 2] = 0
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    uniform = torch.linspace(0, 1 - 2**-53, 2001, dtype=torch.float64)
+    for row in range(4):
+        found = invert_cdf(probabilities[row].expand(len(uniform), -1), uniform)
+        above, below = cumulative[row][found], cumulative[row][found] - probabilities[row][found].double()
+        wanted, slack = uniform * cumulative[row, -1], 1e-6
+        assert (probabilities[row][found] > 0).all()
+        assert ((below - slack <= wanted) & (wanted <= above + slack)).all()
+        assert found[0] == probabilities[row].nonzero()[0]
+        assert found[-1] == probabilities[row].nonzero()[-1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), None], ids=str)
+def test_probabilities_that_are_none_are_an_error(bad):
+    probabilities = torch.zeros(2, 600)
+    probabilities[0] = 1 / 600
+    if bad is not None:
+        probabilities[1, 3] = bad
+    with pytest.raises(RuntimeError, match="no token can be drawn"):
+        invert_cdf(probabilities, torch.full((2,), 0.5, dtype=torch.float64))
+
+
+class SeesRows(LogitsProcessor):
+    """A processor of somebody's own, which may hold something of each row."""
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, input_ids, scores):
+        self.rows.append((len(input_ids), len(scores)))
+        return scores
+
+
+def rows_of_each_draw(monkeypatch, processors):
+    rows, plain = [], decoding.draw
+    monkeypatch.setattr(decoding, "draw", lambda scores: rows.append(len(scores)) or plain(scores))
+    model, inputs = tiny_model().eval(), batch("w1 w2 w3", "w7 w4 w9", repeats=4)
+    options = {"do_sample": True, "max_new_tokens": 24, "top_k": 7, "temperature": 0.9, "min_p": 0.01}
+    with decoding_with(model, **BOTH):
+        model.generate(**inputs, generation_config=config(**options), logits_processor=processors)
+    return rows
+
+
+def test_tokens_are_drawn_for_running_rows_only(monkeypatch):
+    rows = rows_of_each_draw(monkeypatch, [])
+    assert rows[0] == 8
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < 8
+
+
+def test_a_processor_of_another_kind_sees_every_row(monkeypatch):
+    processor = SeesRows()
+    rows = rows_of_each_draw(monkeypatch, [processor])
+    assert rows[-1] < 8
+    assert processor.rows == [(8, 8)] * len(rows)
+
+
+def test_the_model_is_prepared_for_decoding_after_the_prefill(monkeypatch):
+    model, events = tiny_model().eval(), []
+
+    @contextlib.contextmanager
+    def prepared():
+        events.append("begin")
+        yield
+        events.append("end")
+
+    monkeypatch.setattr(model, "_optimize_model_for_decode", prepared)
+    model.register_forward_hook(lambda *_: events.append("forward"))
+    with decoding_with(model, **BOTH):
+        model.generate(**batch("w1 w2"), generation_config=config(max_new_tokens=3, eos_token_id=None))
+    assert events == ["forward", "begin", "forward", "forward", "end"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,18 @@
 """What the trainer's tests share: a tiny model and tokenizer built on the spot, prompts, rewards, gradient capture."""
 
+from functools import partial
+
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+    set_seed,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_math.tiny_model import word_tokenizer
@@ -39,6 +49,22 @@ def tiny_model(seed: int = 0, **overrides) -> Qwen2ForCausalLM:
         | overrides
     )
     return Qwen2ForCausalLM(config)
+
+
+class RowNoise(LogitsProcessor):
+    """Gumbel noise for every row and token: the greatest sum is a sample, and the same in whichever loop it is found."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, input_ids, scores):
+        return scores - torch.empty_like(scores).exponential_(generator=self.generator).log()
+
+
+def sampling_by_noise(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
+    """A model whose greedy completions are samples: its own loop and ours draw other random numbers."""
+    model.generate = partial(model.generate, logits_processor=LogitsProcessorList([RowNoise()]))
+    return model
 
 
 def prompts(count: int = 16) -> Dataset:

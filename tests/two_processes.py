@@ -5,7 +5,15 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
-from trainer_fixtures import STOCK_GENERATION, live_reward, prompts, relative_difference, tiny_model, train
+from trainer_fixtures import (
+    STOCK_GENERATION,
+    live_reward,
+    prompts,
+    relative_difference,
+    sampling_by_noise,
+    tiny_model,
+    train,
+)
 
 
 def first_groups_only(completions, prompts, **kwargs):
@@ -37,9 +45,10 @@ def main(folder: str, loss_types: list[str]) -> None:
     differences["stored_old_logps"], skipped["stored_old_logps"] = compare(folder, **(common | more))
     # Groups of 16 rows span both processes
     differences["wide_groups"], skipped["wide_groups"] = compare(folder, num_generations=16, **common)
-    # Every saving on: our decoding loop deals the random numbers as transformers does
-    theirs = train(False, folder, model=tiny_model(), **common)
-    ours = train(True, folder, model=tiny_model(), **common)
+    # Every saving on
+    options = {**common, "generation_kwargs": {"do_sample": False}}
+    theirs = train(False, folder, **options, model=sampling_by_noise(tiny_model()))
+    ours = train(True, folder, **options, model=sampling_by_noise(tiny_model()))
     differences["every_saving"] = relative_difference(ours.gradients, theirs.gradients)
     sampled = train(True, folder, dynamic_sampling=10, reward_funcs=by_position, **common)
     left = [entry.get("dynamic_sampling/dead_groups_left") for entry in sampled.state.log_history]

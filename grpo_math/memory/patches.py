@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
+from grpo_math import decoding
 from grpo_math.memory.host_activations import HostActivations
 from grpo_math.memory.model import base_model
 from grpo_math.memory.tracker import Tracker
@@ -104,7 +105,11 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     - The head scores labelled positions only, in tiles that Triton folds in place.
     - torch's optimizers work on all tensors of a group at once (`foreach`).
     - bitsandbytes' paged states are in managed memory, outside of torch's allocator.
+    - Tokens are drawn by torch's multinomial kernel.
     """
+
+    def draw(scores):
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
 
     def get_state_buffer(optimizer, p, dtype=torch.float32):
         if optimizer.is_paged and p.numel() >= 1e5:  # bitsandbytes' own limit
@@ -142,6 +147,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
         stack.enter_context(mock.patch.object(chunked_logprob, "triton", triton, create=True))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))
+        stack.enter_context(mock.patch.object(decoding, "draw", draw))
         default = torch.optim.Optimizer.add_param_group
 
         def add_param_group(optimizer, group):
