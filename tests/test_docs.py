@@ -67,7 +67,7 @@ def test_every_recipe_and_the_front_page_state_the_predicted_peak_of_the_results
     readme = {row[0]: row[-1] for row in table_rows(text_of(ROOT / "README.md")) if row[0].endswith(".yaml")}
     assert set(readme) == set(predicted) == {path.name for path in RECIPES}
     for path in RECIPES:
-        if path.stem == "countdown_tiny":  # no GPU to fit on
+        if path.stem in ("countdown_tiny", "countdown_135m_cpu"):  # no GPU to fit on
             continue
         one = predicted[path.name]
         peak, paged = f"{one['total'] / GIB:.2f}", f"{one['paged'] / GIB:.2f}"

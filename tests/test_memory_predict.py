@@ -7,15 +7,16 @@ from importlib import metadata
 
 import pytest
 import torch
-from conftest import GSM8K, RECIPES, ROOT
+from conftest import GSM8K, ROOT
 from transformers import AutoModelForCausalLM
 
+from benchmarks.plain import eight_gb_recipes
 from grpo_math import memory
 from grpo_math.errors import PredictionError
 from grpo_math.memory import GIB
 from grpo_math.recipe import load_recipe
 
-EIGHT_GB = [path for path in RECIPES if path.name != "countdown_tiny.yaml"]
+EIGHT_GB = eight_gb_recipes()
 
 
 def test_frozen_reference_model_is_counted(small_values, small_argv):
