@@ -21,7 +21,7 @@ OVERRIDES = """overrides:
 TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           for the model, curve and checkpoints; an earlier run's files are kept
   --resume_from_checkpoint true resume from the last checkpoint in output_dir (or name a checkpoint's folder)
 
-exit code: 0 done, 1 out of memory, 2 wrong input, 130 stopped by Ctrl-C (with a checkpoint)
+exit code: 0 done, 1 out of memory or disk full, 2 wrong input or a failing reward, 130 stopped by Ctrl-C
 (accelerate's launcher prints a traceback of its own below an error and then always exits with 1)"""
 EVAL = f"""{OVERRIDES}  --model_name_or_path FOLDER   a trained model: the output_dir of its run
   --heldout_size N              on this many problems

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +130,31 @@ class ShortProgress(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
+def ending_signals() -> list[int]:
+    """SIGTERM and SIGHUP, as far as they are not ignored: a run under `nohup` outlives its terminal."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Inside the context SIGTERM and SIGHUP end what is done as Ctrl-C does, with a word and its exit code."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, interrupt) for number in ending_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C (or SIGTERM) during training: finish the step, save a checkpoint, stop. A second one stops at once."""
+    """Ctrl-C (or SIGTERM, SIGHUP) during training: finish the step, save a checkpoint, stop. A second one stops at once."""
 
     def __init__(self):
         self.trainer: Any = None
@@ -139,7 +164,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         try:
-            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, *ending_signals())}
         except ValueError:  # not the main thread: its owner handles signals
             self._previous = {}
 

@@ -211,3 +211,11 @@ def checkpoint_of(recipe: Recipe) -> str | None:
         + (f" that is whole: {'; '.join(torn[:3])}" if torn else "")
         + "; leave it out to start afresh, or name a checkpoint's folder"
     )
+
+
+def save_checkpoint(trainer: Any, folder: Path) -> Path:
+    """A checkpoint of the last finished step, unless there is one; all processes call it."""
+    saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    if not (saved / TRAINER_STATE_NAME).is_file():
+        trainer._save_checkpoint(trainer.model, trial=None)
+    return saved

@@ -6,7 +6,6 @@ All checks are made before any long work. The recipe alone is checked in `recipe
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import netrc
 import os
@@ -26,8 +25,7 @@ from grpo_math import models, report
 from grpo_math.errors import RecipeError, nearest
 from grpo_math.evaluation import prompt_ids
 from grpo_math.recipe import Recipe
-from grpo_math.rewards import MathReward
-from grpo_math.tasks import Problems, UpToNextProblem
+from grpo_math.tasks import Problems
 
 logger = logging.getLogger(__name__)
 
@@ -102,31 +100,6 @@ def _netrc_has(url: str) -> bool:
         except (netrc.NetrcParseError, OSError) as error:
             logger.info("%s could not be read: %s", path, error)
     return False
-
-
-# What TRL's trainer hands to a reward function beside the columns of the rows
-GIVEN_TO_REWARDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-
-
-def check_reward_columns(recipe: Recipe, rewards: Sequence, problems: Problems) -> None:
-    """The rows have the columns that each reward function needs."""
-    columns = {name: [value] for name, value in problems.train[0].items() if name != "prompt"}
-    for reward in rewards:
-        inner = reward.reward if isinstance(reward, UpToNextProblem) else reward
-        named = [
-            p for p in inspect.signature(inner).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-        missing = [p.name for p in named if p.default is p.empty and p.name not in (*columns, *GIVEN_TO_REWARDS)]
-        if not missing and isinstance(inner, MathReward):  # ours also say when neither of two columns is there
-            try:
-                inner(prompts=[""], completions=[""], **columns)
-            except ValueError:
-                missing = ["answer"]
-        if missing:
-            raise RecipeError(
-                f"{recipe.place('rewards', 'task')}: rewards: {inner.__name__} needs the column {', '.join(missing)}, and rows "
-                f"of task {recipe.task.task} have {', '.join(columns)}"
-            )
 
 
 def check_start(recipe: Recipe, trainer: Any) -> None:

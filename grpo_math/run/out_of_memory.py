@@ -7,11 +7,10 @@ import traceback
 
 import torch
 from rich.console import Console
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.memory import as_arguments
 from grpo_math.recipe import Recipe
-from grpo_math.run.checkpoints import checkpoint_of
+from grpo_math.run.checkpoints import checkpoint_of, save_checkpoint
 from grpo_math.run.prepare import Prepared
 
 # Functions on the way to an allocation that failed -> what the run was doing. The first of this list that is there decides.
@@ -79,11 +78,9 @@ def _say_what_is_saved(console: Console, recipe: Recipe, run: Prepared | None) -
     if trainer.accelerator.num_processes > 1:  # a checkpoint takes all processes, and the others may go on
         console.print(f"Saved checkpoints are in {run.folder} (every {trainer.args.save_steps} steps).")
     else:
-        saved = run.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         trainer.model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not saved.is_dir():
-            trainer._save_checkpoint(trainer.model, trial=None)
+        saved = save_checkpoint(trainer, run.folder)
         console.print(f"Checkpoint of step {step}: {saved}")
     return "--resume_from_checkpoint true"

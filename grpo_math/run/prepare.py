@@ -21,6 +21,7 @@ from grpo_math.recipe import Recipe
 from grpo_math.run import checks
 from grpo_math.run.callbacks import RunRecorder, ShortProgress, StopOnSignal
 from grpo_math.run.checkpoints import checkpoint_of
+from grpo_math.run.rewards import check_reward_columns, check_signatures, named
 from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards, strict_and_lenient
 from grpo_math.trainer import GRPOMathTrainer
 
@@ -80,17 +81,17 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
         *resolve_rewards([accuracy], recipe.task), *strict_and_lenient(accuracy, recipe.task.prompt_style)
     )
     checks.check_weights(recipe, rewards)
+    check_signatures(recipe, rewards)
     checks.check_reference(recipe)
     checkpoint = checkpoint_of(recipe)
     if training:
-        checks.check_folder(recipe)
         checks.check_reporters(recipe)
 
     # Load rows and tokenizer, check them
     tokenizer, config, problems = _load_rows(recipe)
     if training:
         checks.check_rows(recipe, problems)
-        checks.check_reward_columns(recipe, rewards, problems)
+        check_reward_columns(recipe, rewards, problems)
     checks.check_template(recipe, problems, tokenizer)
     longest_prompt, unknown_share = checks.check_lengths(recipe, problems, tokenizer, config)
 
@@ -160,6 +161,7 @@ def _build_trainer(
     args.model_init_kwargs = (
         {"revision": recipe.model.model_revision} if args.beta and not recipe.model.use_peft else None
     )
+    rewards = [named(reward) for reward in rewards]
     try:
         trainer = GRPOMathTrainer(
             model=model,
@@ -173,6 +175,8 @@ def _build_trainer(
     except (ValueError, ImportError, OSError) as error:  # what contradicts this model or machine
         place = recipe.place(*re.findall(r"\w+", str(error)))
         raise RecipeError(f"{place}: {' '.join(str(error).split())}") from error
+    for reward in rewards:
+        reward.accelerator = trainer.accelerator
     if isinstance(trainer.model, PeftModel):
         models.float32_adapter(trainer.model, loaded)
     if not args.disable_tqdm:  # a few figures beside the bar; all of them are in metrics.jsonl

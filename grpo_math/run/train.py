@@ -13,6 +13,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from rich.console import Console
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from grpo_math import report
@@ -20,7 +21,9 @@ from grpo_math.evaluation import Accuracy
 from grpo_math.files import write_whole
 from grpo_math.memory import is_out_of_memory
 from grpo_math.recipe import Recipe, dump
-from grpo_math.run.callbacks import draw_or_say
+from grpo_math.run import checks
+from grpo_math.run.callbacks import draw_or_say, signals_interrupt
+from grpo_math.run.failures import disk_failure, report_disk_failure, safe_words, save_before_failure
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
 from grpo_math.run.heldout import (
     AFTER,
@@ -31,9 +34,11 @@ from grpo_math.run.heldout import (
     measured_before,
     write_records,
 )
+from grpo_math.run.lock import only_run_in
 from grpo_math.run.model_card import write_card
 from grpo_math.run.out_of_memory import report_out_of_memory
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
+from grpo_math.run.rewards import RewardError
 
 # What summary.json has of each measurement, as `NAME_before` and `NAME_after`
 FIGURES = (
@@ -50,7 +55,7 @@ FIGURES = (
     "truncated",
 )
 INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
-OUT_OF_MEMORY = 1
+OUT_OF_MEMORY = DISK_FULL = 1
 
 OUTPUTS = (
     report.METRICS,
@@ -77,21 +82,37 @@ MODEL_FILES = (
 def train(recipe: Recipe) -> int:
     """
     Run a recipe from beginning to end. Returns the exit code: 0, 130 when Ctrl-C stopped the training, 1 when the
-    device's memory ran out, after a checkpoint.
+    device's memory ran out, after a checkpoint, or the disk is full.
 
     Raises:
         RecipeError, TaskError, ModelError: for anything wrong with the recipe, the data or the model's name, before
             any long work.
+        RewardError: for a reward function that fails, after a checkpoint.
     """
-    run = None
-    try:
-        run = prepare(recipe)
-        return _train(run)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        report_out_of_memory(recipe, run, error)
-        return OUT_OF_MEMORY
+    checks.check_folder(recipe)
+    with only_run_in(recipe), signals_interrupt():
+        run = None
+        try:
+            run = prepare(recipe)
+            return _train(run)
+        except RewardError as error:
+            safe = save_before_failure(recipe, run) if error.on_all_processes else safe_words(recipe, run.folder, run)
+            raise RewardError(f"{error}. {safe}") from error
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                report_out_of_memory(recipe, run, error)
+                return OUT_OF_MEMORY
+            return _failed(recipe, run, error)
+        except (OSError, SafetensorError) as error:
+            return _failed(recipe, run, error)
+
+
+def _failed(recipe: Recipe, run: Prepared | None, error: Exception) -> int:
+    cause = disk_failure(error, Path(recipe.training.output_dir))
+    if cause is None:
+        raise error
+    report_disk_failure(recipe, run, cause)
+    return DISK_FULL
 
 
 def _train(run: Prepared) -> int:
@@ -145,12 +166,13 @@ def _train(run: Prepared) -> int:
     trainer.save_model(str(folder))
     after = measure_heldout(run, "after")
     if main:
-        comparison = compared(before_records, after and after.records, 1 + _finished_before(folder))
+        looks = 1 + _finished_before(folder, trainer.state.global_step)
+        comparison = compared(before_records, after and after.records, looks)
         summary = {**summarise(run, before, after, seconds), **comparison}
-        write_whole(folder / report.SUMMARY, json.dumps(summary, indent=2) + "\n")
-        write_card(folder, recipe, summary)
         if after is not None:
             write_records(folder / AFTER, figures_of(after), after.records)
+        write_card(folder, recipe, summary)
+        write_whole(folder / report.SUMMARY, json.dumps(summary, indent=2) + "\n")  # last: a run with it is complete
         draw_or_say(folder, run.recorder.blind)
         samples = (before_records, after.records) if after is not None and before_records is not None else None
         report.print_summary(console, folder, summary, samples)
@@ -160,11 +182,13 @@ def _train(run: Prepared) -> int:
     return 0
 
 
-def _finished_before(folder: Path) -> int:
-    """How many times this run has ended before, each time with a look at the change: it was resumed after its end."""
+def _finished_before(folder: Path, step: int) -> int:
+    """How many times this run has ended before `step`, each time with a look at the change: it was resumed after its end."""
     path = folder / report.SUMMARY
     try:
-        return int(((json.loads(path.read_bytes()) if path.exists() else {}).get("verdict") or {}).get("look", 0))
+        kept = json.loads(path.read_bytes()) if path.exists() else {}
+        looks = int((kept.get("verdict") or {}).get("look", 0))
+        return looks - 1 if looks and kept.get("steps") == step else looks  # the same end, whose results are made again
     except (OSError, ValueError, AttributeError, TypeError):
         return 0  # an unreadable summary is no reason to lose the run's end
 

@@ -52,8 +52,9 @@ def resolve_reward(name: str, style: PromptStyle) -> Callable:
             sys.path.insert(0, os.getcwd())
         try:
             reward = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise TaskError(f"rewards: {name!r} cannot be imported: {error}") from error
+        except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
+            kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+            raise TaskError(f"rewards: {name!r} cannot be imported: {kind}{' '.join(str(error).split())}") from error
         if not callable(reward) or not hasattr(reward, "__name__"):
             raise TaskError(
                 f"rewards: {name!r} is {reward!r}, not a function (callable, with a __name__ to log it under)"
