@@ -18,7 +18,7 @@ Evaluation(value=None, status='malformed')
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -122,7 +122,7 @@ def exact_value(expr: str, nums: Iterable[int], mode: str, spellings: bool = Tru
     if not _may_use(used, nums, mode):
         return None, "numbers"
     try:
-        value = _value(tokens)
+        value = infix_value([int(token) if token.isdecimal() else token for token in tokens])
     except ZeroDivisionError:
         return None, "undefined"
     if value is None:
@@ -245,18 +245,21 @@ def _may_use(used: list[str], nums: Iterable[int], mode: str) -> bool:
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "neg": 3}
 
 
-def _value(tokens: list[str]) -> int | Fraction | None:
-    """Evaluate an infix expression by the shunting-yard algorithm (Dijkstra 1961); `None` if it is malformed.
+def infix_value(tokens: Sequence[int | Fraction | str]) -> int | Fraction | None:
+    """Evaluate numbers, the operators `+ - * /` and parentheses exactly; `None` if they are malformed.
 
-    The algorithm is not recursive, so that deep nesting cannot overflow the stack. Raises `ZeroDivisionError`.
+    The shunting-yard algorithm (Dijkstra 1961) is not recursive, so that deep nesting cannot overflow the stack.
+
+    Raises:
+        `ZeroDivisionError`: for a division by zero.
     """
     operands: list[int | Fraction] = []
     operators: list[str] = []
     operand_next = True
     for token in tokens:
         if operand_next:
-            if token.isdecimal():
-                operands.append(int(token))
+            if not isinstance(token, str):
+                operands.append(token)
                 operand_next = False
             elif token == "(":
                 operators.append("(")

@@ -126,7 +126,6 @@ EMPTY = [
     "#### inf",
     "#### nan",
     "#### unknown",
-    "#### 7 or",
     "#### 7 + the rest",
     "**7**\nNo.\n**3 + the rest**",
     "A:\n7",
@@ -142,6 +141,7 @@ EMPTY = [
     "The answer is .",
     "The answer is unknown.",
     "**7**\nNo.\n**None**",
+    "**7**\nNo.\n**0." + "3" * 400 + "**",
     "\\boxed{10^{10^{10}}}",
     "\\boxed{1000000000!}",
 ]
@@ -172,7 +172,7 @@ def test_bare_last_number_counts_only_if_allowed(text, expected):
     assert (found.value, found.form) == (expected, "bare")
 
 
-@pytest.mark.parametrize("text", ["Step 7", "so 7 or 9", "7, 8, 9", "5-9", "7/0", "none", "Question 7"])
+@pytest.mark.parametrize("text", ["Step 7", "so 7 or 9", "7, 8, 9", "7/0", "none", "Question 7"])
 def test_bare_step_number_or_hedge_is_no_answer(text):
     assert value(text, allow_bare=True) is None
 

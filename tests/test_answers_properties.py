@@ -47,16 +47,19 @@ def test_thinking_never_changes_the_answer_after_it(thought, n):
     assert value(f"{thought.replace('<', '')}</think>\n#### {n}") == n
 
 
-# Well-formed texts are lists of these sentences, each of them a marker, prose or thinking.
+# Well-formed texts are lists of these sentences, each of them a marker, prose, a correction or thinking.
 SENTENCES = {
     "boxed": "\\boxed{{{}}}",
     "answer": "<answer>{}</answer>",
     "hash": "#### {}",
     "phrase": "The answer is {}.",
     "a_colon": "Answer: {}",
-    "prose": "I count the eggs {} times and look again.",
+    "prose": "I count the eggs {} times and look on.",
+    "correction": "Wait, I forgot {} of the eggs.",
     "thought": "<think>maybe #### {} here</think>",
 }
+STRONG = ("boxed", "answer", "hash")
+MARKED = (*STRONG, "phrase", "a_colon")
 
 
 sentences = st.lists(st.tuples(st.sampled_from(sorted(SENTENCES)), st.integers(0, 4)), max_size=8)
@@ -64,21 +67,27 @@ sentences = st.lists(st.tuples(st.sampled_from(sorted(SENTENCES)), st.integers(0
 
 def reference(parts):
     """A slow, obvious reading, sentence by sentence, that shares no code with the extraction."""
-    block = []  # values of the markers since the last prose
-    final = []
-    for kind, n in parts:
-        if kind in ("prose", "thought"):
-            block = []
-        else:
-            block = [*block, n]
-            final = block
-    if not final:
+    kinds = [kind for kind, _ in parts]
+    marked = [k for k, kind in enumerate(kinds) if kind in MARKED]
+    if not marked:
         return None, "none"
-    return (final[-1], "ok") if len(set(final)) == 1 else (None, "hedged")
+    final = marked[-1]
+    if kinds[final] not in STRONG:  # an earlier box, tag or #### stands unless a correction follows it
+        after_correction = max((k for k in range(final) if kinds[k] == "correction"), default=-1)
+        final = max((k for k in range(after_correction + 1, final) if kinds[k] in STRONG), default=final)
+    beside = {parts[final][1]}
+    for step in (-1, 1):
+        k = final + step
+        while 0 <= k < len(parts) and kinds[k] in MARKED:
+            beside.add(parts[k][1])
+            k += step
+    return (parts[final][1], "ok") if len(beside) == 1 else (None, "hedged")
 
 
 @given(sentences)
 @example([("boxed", 1), ("thought", 2), ("boxed", 2)])
+@example([("boxed", 1), ("prose", 2), ("phrase", 2)])
+@example([("hash", 1), ("correction", 2), ("phrase", 2)])
 def test_extraction_agrees_with_a_slow_reference(parts):
     text = "\n".join(SENTENCES[kind].format(n) for kind, n in parts)
     assert extract(text)[:2] == reference(parts)

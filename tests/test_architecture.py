@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "tiny_model": {"tasks"},
     "tasks": {"rewards"},
     "rewards": {"answers", "expressions"},
-    "answers": set(),
+    "answers": {"expressions"},
     "expressions": set(),
     "trainer": {"decoding", "files"},
     "decoding": set(),

@@ -3,11 +3,24 @@
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import islice
 from typing import NamedTuple
 
-from grpo_math.answers.hedging import final_reading
-from grpo_math.answers.markers import FORMS, Reading, Stated, check_forms, last_bolds, last_labels, markers_from_the_end
+from grpo_math.answers.choice import final_reading
+from grpo_math.answers.markers import (
+    FORMS,
+    STRONG,
+    WINDOW,
+    Reading,
+    Stated,
+    check_forms,
+    last_bolds,
+    last_labels,
+    markers_from_the_end,
+)
+from grpo_math.answers.parts import NUMBERS, split
 from grpo_math.answers.reading import read, read_bold
+from grpo_math.answers.tokens import tokenise
 from grpo_math.answers.words import JOINERS, NUMBERED
 
 
@@ -21,15 +34,31 @@ class Extraction(NamedTuple):
             `"ok"`; `"none"`: no marker; `"hedged"`: different values side by side; `"malformed"`: the last marker is
             empty or contains no number.
         form (`str` or `None`):
-            The form of the last marker (one of `FORMS`), or `"bare"`; `None` without a marker.
+            The form of the deciding marker (one of `FORMS`), or `"bare"`; `None` without a marker.
         span (`tuple[int, int]` or `None`):
             `text[span[0]:span[1]]` is the answer as written; `None` without a marker.
+        rule (`str`):
+            The rule that decided, one of `RULES`.
     """
 
     value: Fraction | None
     status: str
     form: str | None
     span: tuple[int, int] | None
+    rule: str = "no marker"
+
+
+# The names of the rules that decide, with what each of them says.
+RULES = {
+    "no marker": "no marker states an answer",
+    "last marker": "the last marker states it",
+    "outranked": "a box, tag or #### stands against a later phrase without a correction between them",
+    "next problem": "the marker before the text goes on to another problem states it",
+    "two markers": "two markers side by side state different values",
+    "two values": "a marker offers different values",
+    "no value": "the marker is empty or states no single number",
+    "last number": "a text without any marker ends in it",
+}
 
 
 def extract(text: str, forms: Sequence[str] = FORMS, allow_bare: bool = False) -> Extraction:
@@ -52,32 +81,48 @@ def extract(text: str, forms: Sequence[str] = FORMS, allow_bare: bool = False) -
     Raises:
         `ValueError`: for an unknown form.
     """
-    stated = statement(text, check_forms(forms), allow_bare)
+    stated = stated_number(text, check_forms(forms), allow_bare)
     if stated is None:
         return Extraction(None, "none", None, None)
-    form, (value, status, span) = stated
-    return Extraction(None if value is None else Fraction(value), status, form, span)
+    value, status, span = stated.reading
+    return Extraction(None if value is None else Fraction(value), status, stated.form, span, stated.rule)
 
 
-def statement(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
-    """Return the form and the reading that [`extract`] finds; a whole number may still be an `int`."""
+def stated_number(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
+    """Return what [`extract`] finds; a whole number may still be an `int`."""
     return first_stated(text, lambda visible: _state(visible, forms, allow_bare))
 
 
-def first_stated(text: str, state: Callable[[str], Stated | None]) -> Stated | None:
-    """Apply `state` to a text without its thinking, up to where the text starts another problem.
+# A base model often continues with a next problem. What follows such a heading answers another question.
+_NEXT_PROBLEM = re.compile(
+    r"\n[ \t]{0,8}(?:(?:\*\*|\#{1,6}[ ])?(?:question|problem|q|user|human)\s?\d{0,3}\s?:|<\|im_start\|>\s?user)", re.I
+)
+_MOST_PROBLEMS = 16
 
-    Some completions repeat the problem before they solve it. If nothing is stated up to there, `state` gets all of it.
+
+def first_stated(text: str, state: Callable[[str], Stated | None]) -> Stated | None:
+    """Apply `state` to a text without its thinking, up to where the text goes on to another problem.
+
+    It goes on where a heading such as `Question:` follows an answer in a box, a tag or `####`, or in a text without
+    these a phrase or bold. `A:` and other labels before a heading may answer a part of the problem.
 
     Args:
         text (`str`):
             The completion. Anything but a string counts as an empty string.
         state (`Callable`):
-            `state(visible)` returns the form and the reading of the last statement, or `None`.
+            `state(visible)` returns what the text states, or `None`.
     """
     visible = hide_thinking(text.rstrip()) if isinstance(text, str) else ""
-    stop = _next_problem(visible)
-    return (state(visible[:stop]) if stop is not None else None) or state(visible)
+    stated = state(visible)
+    if stated is None or ":" not in visible:
+        return stated
+    for heading in islice(_NEXT_PROBLEM.finditer(visible), _MOST_PROBLEMS):
+        first = state(visible[: heading.start()])
+        if first is None or first.form == "a_colon" or first.reading.status == "malformed":
+            continue
+        if first.form in STRONG or stated.form not in STRONG:
+            return first._replace(rule="next problem" if first.rule == "last marker" else first.rule)
+    return stated
 
 
 def _state(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
@@ -88,7 +133,7 @@ def _state(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
     if stated is None and "bold" in forms:
         stated = final_reading(text, last_bolds(text), read_bold)
     if stated is None and allow_bare:
-        stated = _bare(text)
+        stated = _last_number(text)
     return stated
 
 
@@ -125,49 +170,27 @@ def hide_thinking(text: str) -> str:
     return "".join([*pieces, text[at:]])
 
 
-# A base model often continues with a next problem. What follows such a heading answers another question.
-_NEXT_PROBLEM = re.compile(r"\n[ \t]{0,8}(?:\*\*|#{1,6} )?(?:question|problem|q|user|human)\s?\d{0,3}\s?:", re.I)
-
-
-def _next_problem(text: str) -> int | None:
-    """Return the offset at which the text starts another problem, or `None`."""
-    match = _NEXT_PROBLEM.search(text)
-    return match.start() if match else None
-
-
-_BARE_NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]}.,])[-−]\s?)?[$€£¥]?(?P<number>(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?)"
-)
 _JOINED = re.compile(rf"[^\w=]*(?:(?:{'|'.join(sorted(JOINERS))})\b[^\w=]*)*", re.I)
-_NUMBERED_BEFORE = re.compile(rf"\b(?:{'|'.join(sorted(NUMBERED))})\W{{0,3}}\Z", re.I)
 
 
-def _bare(text: str) -> Stated | None:
-    """Read the last number of a text without a marker."""
+def _last_number(text: str) -> Stated | None:
+    """Read the last number of a text without a marker; beside a joined other one (`18 or 20`) it is a hedge."""
     end = max(text.rfind(digit) for digit in "0123456789") + 1
-    if not end:
+    start = max(0, end - WINDOW)
+    if start:  # the window must not cut a number
+        start = next((i for i in range(start, end) if text[i].isspace()), end)
+    numbers = []  # start, stop, value
+    for part in split(tokenise(text, start, end)):
+        for side in part.sides:
+            for k, (kind, value, *span) in enumerate(side):
+                if kind in NUMBERS:
+                    is_index = k > 0 and side[k - 1][1] in NUMBERED
+                    numbers.append((*span, None if is_index else value))
+    if not numbers:
         return None
-    start = max(0, end - 120)
-    found = [m for m in _BARE_NUMBER.finditer(text, start, end) if not _is_unit_digit(text, m)]
-    if not found or (len(found) == 1 and start and found[0].start() == start):
-        return None
-    last = found[-1]
-    malformed = Reading(None, "malformed", last.span())
-    if _NUMBERED_BEFORE.search(text, max(0, last.start() - 16), last.start()):
-        return "bare", malformed
-    number = last.group("number")
-    over, _, under = number.replace(",", "").partition("/")
-    if under and not int(under):
-        return "bare", malformed
-    value = Fraction(over.strip()) / (int(under) if under else 1)
-    value = -value if last.group("sign") else value
-    before = text[found[-2].end() : last.start()] if len(found) > 1 else None
-    if before is not None and "=" not in before and _JOINED.fullmatch(before):
-        return "bare", Reading(None, "hedged", last.span())
-    return "bare", Reading(value, "ok", last.span())
-
-
-def _is_unit_digit(text: str, match: re.Match) -> bool:
-    """Whether the match is the 2 of `m2` or `m^2`."""
-    before = text[max(0, match.start() - 1) : match.start()]
-    return before == "^" or before.isalpha()
+    *others, (start, stop, value) = sorted(numbers, key=lambda number: number[0])
+    if value is None:
+        return Stated("bare", Reading(None, "malformed", (start, stop)), "no value")
+    if others and others[-1][2] != value and _JOINED.fullmatch(text, others[-1][1], start):
+        return Stated("bare", Reading(None, "hedged", (start, stop)), "two values")
+    return Stated("bare", Reading(value, "ok", (start, stop)), "last number")

@@ -7,9 +7,12 @@ from fractions import Fraction
 from typing import NamedTuple
 
 FORMS = ("boxed", "answer", "hash", "phrase", "a_colon", "bold")
+STRONG = frozenset(("boxed", "answer", "hash"))  # a later phrase or label does not replace these
 
 # A final answer is short. Reading no further than this many characters from a marker bounds time and memory.
 WINDOW = 300
+_MAX_MARKERS = 256  # the last ones count
+_TAIL = 10_000  # other labels and bold are ordinary words and emphasis, and count only this near to the end
 
 
 class Marker(NamedTuple):
@@ -51,17 +54,19 @@ class Reading(NamedTuple):
     span: tuple[int, int]
 
 
+class Stated(NamedTuple):
+    """What a text states as its final answer: the form of the deciding marker, its reading, and the rule that decided."""
+
+    form: str
+    reading: Reading
+    rule: str
+
+
 Reader = Callable[[str, Marker, int], Reading | None]  # text, marker, limit
-Stated = tuple[str, Reading]  # the form of the last marker and what it states
-
-
-_ALL_FORMS = frozenset(FORMS)
 
 
 def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset[str]:
     """Return the forms as a set. Raises `ValueError` for an unknown form."""
-    if forms is FORMS:
-        return _ALL_FORMS
     allowed = frozenset([forms] if isinstance(forms, str) else forms)
     if not allowed <= frozenset(known):
         unknown = ", ".join(map(repr, sorted(map(str, allowed - frozenset(known)))))
@@ -69,23 +74,110 @@ def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset
     return allowed
 
 
-# The search goes from the end of a text to its beginning and stops after this many candidates.
-_MAX_MARKERS = 256
+# str.rfind finds these much faster than one expression finds the anchors.
+_LITERALS = ("boxed", "fbox", "nswer", "NSWER", "####", "A:")
+_ANCHOR = re.compile(
+    r"(?P<boxed>\\fbox|\\?boxed)|(?P<close></[Aa](?:nswer|NSWER)\s{0,8}>)|(?P<answer><[Aa](?:nswer|NSWER)\b[^<>]{0,60}>)"
+    r"|(?P<hash>\#{4,})|(?P<word>[Aa](?:nswer|NSWER))|(?P<a_colon>A:)"
+)
 
-_ANSWER_FORMS = frozenset(("answer", "phrase", "a_colon"))
-_OPEN_TAG = re.compile(r"<answer\b[^<>]{0,60}>", re.I)
-_CLOSE_TAG = re.compile(r"answer\s{0,8}>", re.I)
+
+def _last_anchors(text: str) -> list[re.Match]:
+    """Return where a marker may begin or end: the last `_MAX_MARKERS` places in their order, in linear time."""
+    places = []
+    for literal in _LITERALS:
+        at = len(text)
+        for _ in range(_MAX_MARKERS):
+            at = text.rfind(literal, 0, at)
+            if at < 0:
+                break
+            if literal == "####":
+                while at and text[at - 1] == "#":
+                    at -= 1
+                places.append(at)
+            else:
+                start = at - (literal[0] in "nN")
+                places.append(
+                    start - (2 if text[start - 2 : start] == "</" else text[start - 1 : start] in ("<", "\\"))
+                )
+    anchors = (_ANCHOR.match(text, max(0, at)) for at in sorted(places)[-_MAX_MARKERS:])
+    return [anchor for anchor in anchors if anchor is not None]
+
+
+def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
+    """Yield the markers of a text except bold and other labels, the last one first, in linear time.
+
+    A marker inside an `<answer>` tag is part of the tag.
+    """
+    anchors = _last_anchors(text)
+    limit = len(text)
+    while anchors:
+        anchor = anchors.pop()
+        kind, at = anchor.lastgroup, anchor.start()
+        marker = None
+        if at >= limit:
+            continue
+        if kind == "word":
+            marker = _statement_at(text, at)
+        elif kind == "close":
+            if anchors and (opening := _last_opening(anchors)) is not None:
+                marker = Marker("answer", opening.start(), opening.end(), at, anchor.end(), True)
+        elif kind == "answer":  # without its end
+            marker = Marker("answer", at, anchor.end(), anchor.end(), anchor.end(), True)
+        elif kind == "hash":
+            marker = Marker("hash", at, anchor.end(), len(text), len(text), False)
+        elif kind == "boxed":
+            marker = _box_at(text, anchor)
+        elif _SENTENCE_START.search(text, max(0, at - 12), at):
+            marker = Marker("a_colon", at, anchor.end(), len(text), len(text), False)
+        if marker is not None and marker.form in forms:
+            limit = marker.begin
+            yield marker
+
+
+def _last_opening(anchors: list[re.Match]) -> re.Match | None:
+    """Return the last `<answer>` that no `</answer>` follows, the partner of a `</answer>` after the anchors."""
+    for anchor in reversed(anchors):
+        if anchor.lastgroup in ("answer", "close"):
+            return anchor if anchor.lastgroup == "answer" else None
+    return None
+
+
+_BRACE = re.compile(r"\\[{}]|([{}])")
+_BOX = re.compile(r"\s{0,4}(?:\{|(?P<bare>-?\d{1,40}(?:\.\d{1,40})?))")
+
+
+def _box_at(text: str, anchor: re.Match) -> Marker | None:
+    r"""Return the `\boxed{...}` whose name is the anchor. With unbalanced braces its content is empty."""
+    at, start = anchor.span()
+    box = _BOX.match(text, start)
+    if box is None:
+        return Marker("boxed", at, start, start, start, True) if text[at] == "\\" else None
+    start = box.end()
+    if box.group("bare"):
+        return Marker("boxed", at, box.start("bare"), start, start, True) if text[at] == "\\" else None
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + WINDOW):
+        kind = brace.group(1)
+        if kind:
+            depth += 1 if kind == "{" else -1
+            if depth == 0:
+                return Marker("boxed", at, start, brace.start(), brace.end(), True)
+    return Marker("boxed", at, start, start, start, True)
+
+
 _STATEMENT = re.compile(
     r"""answers?\b(?:["'*_`)\]]|\s?\([^()\n]{0,40}\)){0,4}
-        (?:\ (?:to|for|of)\ [^.:!?\n]{1,80}?)?
+        (?:\ (?:to|for|of)\ (?:"[^"\n]{1,200}"|[^".:!?\n]){1,80}? )?
         (?: (?P<label> \s?(?:[:=：]|->|→|⇒) )
           | (?P<heading> [ \t]{0,8}\n )
           | (?P<phrase> \s{1,8}(?:is|are|equals|(?:will|would|should|must)\s+be|comes?\s+(?:out\s+)?to)\b(?!n) )
         ) ["'*_`:：]{0,4}""",
     re.I | re.X,
 )
-_LINE_START = re.compile(r"(?:\A|\n)[\s#>*_-]{0,12}(?:(?:the|my|final|correct)\s{1,3}){0,3}\Z", re.I)
-_BEFORE_A_COLON = re.compile(r"(?:\A|\n|[.!?)]\s|\b(?:or|and)\s)[\s#>*_-]{0,8}\Z", re.I)
+_LEAD = r"""[\s\#>*_"'-]{0,12}(?:(?:so|thus|hence|therefore|and|or|the|my|final|correct)[\s,_]{1,3}){0,4}\Z"""
+_LINE_START = re.compile(rf"(?:\A|\n){_LEAD}", re.I)
+_SENTENCE_START = re.compile(rf"""(?:\A|[\n.!?:;{{}}()\[>/]|,\s?(?=["'])){_LEAD}""", re.I)
 # The writer does not claim such an answer: "some say that the answer is 18".
 _DISTANCED = re.compile(
     r"""\b(?: (?:some|people|others|many|they|someone|anyone)\b [^.!?,;\n]{0,24}
@@ -98,137 +190,51 @@ _DISTANCED = re.compile(
 )
 
 
-def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
-    """Yield the markers of a text except bold and labels, the last one first.
-
-    A marker inside an `<answer>` tag is part of the tag. Each kind of marker has an anchor: `\\boxed`, `\\fbox`, the
-    word "answer", `####`, `A:`. Every search for an anchor continues backwards from its last match, so that the time is
-    linear in the length of the text.
-    """
-    low = text.lower()
-    if len(low) != len(text):  # the dotted capital I becomes two characters
-        low = text.replace("\u0130", "I").lower()
-    box = low.rfind("\\boxed") if "boxed" in forms else -1
-    fbox = low.rfind("\\fbox") if "boxed" in forms else -1
-    word = low.rfind("answer") if forms & _ANSWER_FORMS else -1
-    hashes = text.rfind("####") if "hash" in forms else -1
-    colon = text.rfind("A:") if "a_colon" in forms else -1
-    opening = len(text)
-    for _ in range(_MAX_MARKERS):
-        at = limit = max(box, fbox, word, hashes, colon)
-        if at < 0:
-            return
-        marker = None
-        if at == word:
-            if text[at - 2 : at] == "</":
-                if opening > at:
-                    opening = low.rfind("<answer", 0, at)
-                marker = _tag_at(text, low, at, opening) if "answer" in forms else None
-            elif text[at - 1 : at] == "<":
-                marker = _unclosed_tag_at(text, at - 1) if "answer" in forms else None
-            else:
-                marker = _statement_at(text, at, forms)
-        elif at == hashes:
-            marker = _hash_at(text, at)
-        elif at == colon:
-            if _BEFORE_A_COLON.search(text, max(0, at - 12), at):
-                marker = Marker("a_colon", at, at + 2, len(text), len(text), False)
-        else:
-            marker = _box_at(text, at)
-        if marker is not None:
-            yield marker
-            limit = marker.begin
-        if box >= limit:
-            box = low.rfind("\\boxed", 0, limit)
-        if fbox >= limit:
-            fbox = low.rfind("\\fbox", 0, limit)
-        if word >= limit:
-            word = low.rfind("answer", 0, limit)
-        if hashes >= limit:
-            hashes = text.rfind("####", 0, limit)
-        if colon >= limit:
-            colon = text.rfind("A:", 0, limit)
-
-
-def _hash_at(text: str, at: int) -> Marker:
-    """Return the marker of four or more `#` whose last four begin at `at`."""
-    start = at + 4
-    while at > 0 and start - at < 16 and text[at - 1] == "#":
-        at -= 1
-    return Marker("hash", at, start, len(text), len(text), False)
-
-
-_BRACE = re.compile(r"\\[{}]|([{}])")
-_BOX = re.compile(r"\\f?box(?:ed)?\s{0,4}(?:\{|(?P<bare>-?\d{1,40}(?:\.\d{1,40})?))", re.I)
-
-
-def _box_at(text: str, at: int) -> Marker | None:
-    r"""Return the `\boxed{...}` that begins at `at`. With unbalanced braces its content is empty."""
-    box = _BOX.match(text, at)
-    if box is None:
-        after = text[at : at + 7].rstrip().endswith(("d", "x"))
-        return Marker("boxed", at, at, at, at, True) if after and not text[at + 7 : at + 8].isalpha() else None
-    start = box.end()
-    if box.group("bare"):
-        return Marker("boxed", at, box.start("bare"), start, start, True)
-    depth = 1
-    for brace in _BRACE.finditer(text, start, start + WINDOW):
-        kind = brace.group(1)
-        if kind:
-            depth += 1 if kind == "{" else -1
-            if depth == 0:
-                return Marker("boxed", at, start, brace.start(), brace.end(), True)
-    return Marker("boxed", at, start, start, start, True)
-
-
-def _tag_at(text: str, low: str, at: int, opened: int) -> Marker | None:
-    """Return the `<answer>...</answer>` with its opening tag at `opened` and the name of its closing tag at `at`."""
-    closing = _CLOSE_TAG.match(text, at)
-    opening = _OPEN_TAG.match(text, opened) if opened >= 0 else None
-    if closing is None or opening is None or opening.end() > at - 2:
-        return None
-    if low.rfind("</answer", opening.end(), at - 2) >= 0:  # an earlier tag closes it
-        return None
-    return Marker("answer", opened, opening.end(), at - 2, closing.end(), True)
-
-
-def _unclosed_tag_at(text: str, at: int) -> Marker | None:
-    """Return an unclosed `<answer>` as a marker without content."""
-    opening = _OPEN_TAG.match(text, at)
-    return Marker("answer", at, opening.end(), opening.end(), opening.end(), True) if opening else None
-
-
-def _statement_at(text: str, at: int, forms: frozenset[str]) -> Marker | None:
+def _statement_at(text: str, at: int) -> Marker | None:
     """Return the marker "answer is", "answer:" or a heading "Answer" whose word "answer" begins at `at`."""
     statement = _STATEMENT.match(text, at)
     if statement is None:
         return None
-    form = "phrase" if statement.lastgroup == "phrase" else "a_colon"
-    if form not in forms:
+    kind, before = statement.lastgroup, max(0, at - 60)
+    if kind == "phrase":
+        if _DISTANCED.search(text, max(0, at - 80), at):
+            return None
+    elif not (_LINE_START if kind == "heading" else _SENTENCE_START).search(text, before, at):
         return None
-    if statement.lastgroup == "heading" and not _LINE_START.search(text, max(0, at - 40), at):
-        return None
-    if form == "phrase" and _DISTANCED.search(text, max(0, at - 80), at):
-        return None
+    form = "phrase" if kind == "phrase" else "a_colon"
     return Marker(form, at, statement.end(), len(text), len(text), False)
 
 
-# Labels and bold are ordinary words and emphasis. They count only in a text without the markers above, near its end.
-_TAIL = 10_000
-
 _LABEL = re.compile(
-    r"""(?: (?:答案|答え|解答|正解|答|정답은?|답은?|الجواب|الإجابة|उत्तर|जवाब|คำตอบ|đáp\ án)
-          | \b(?:ответ|відповідь|respuesta|réponse|reponse|resposta|risposta|antwort|odpowiedź|antwoord|cevap|svar
-            |jawaban)\b (?:\ (?:final|finale|correcta|correcte))?
-        ) [*_]{0,2} (?: \s?[:：=][*_]{0,2} | \s?(?:是|为|為|は|은|는|คือ) | \ (?:es|est|ist|lautet|è|é|is|är|هو|là)\b )
+    r"""(?: (?:答案|答え|정답) | \b(?:ответ|respuesta|réponse|antwort)\b )
+        [*_]{0,2} (?: \s?[:：][*_]{0,2} | \s?[是は] | \ (?:es|est|ist|lautet)\b )
       | ^[#>*_ \t]{0,8} (?:ans|(?:final\ )?(?:result|value))\b [*_]{0,2} \s?[:=] [*_]{0,2}
     """,
     re.I | re.X | re.M,
 )
 
 
+_LABEL_WORDS = (
+    "答案",
+    "答え",
+    "정답",
+    "ответ",
+    "respuesta",
+    "réponse",
+    "antwort",
+    "ans:",
+    "ans*",
+    "ans =",
+    "result",
+    "value",
+)
+
+
 def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
     """Yield labels in other languages and less common English ones, the last one first."""
+    low = text.lower()
+    if not any(word in low for word in _LABEL_WORDS):
+        return
     found = deque(_LABEL.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
     for label in reversed(found):
         form = "a_colon" if label.group().rstrip("*_")[-1] in ":：=" else "phrase"
@@ -236,25 +242,29 @@ def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
             yield Marker(form, label.start(), label.end(), len(text), len(text), False)
 
 
-# Markup around one line: bold, italic, code, a heading, the last cell of a table row.
+# Markup around one line: bold, italic, code, a code block, an HTML tag, a heading, the last cell of a table row.
+_BOLD_BEGIN = re.compile(r"[*_`<#|]")
 _BOLD = re.compile(
     r"""(?<![\w*_`]) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`][^*_`\n]{0,80}|[\d.,]+) (?P=mark) (?![\w*_`])
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
       | <(?P<tag>b|strong|i|em|u|mark|code|h[1-6])> (?P<c>[^<\n]{0,80}) </(?P=tag)>
       | ^\#{1,6}[ ] (?P<d>[^\n]{1,80})$
       | ^\| [^\n]{0,200} \| (?P<e>[^|\n]{1,80}) \|[ \t]{0,8}$
-      | (?<![\w*]) \*\* (?P<f>) \*\* (?![\w*])
     """,
     re.I | re.X | re.M,
 )
-_LIST_NUMBER = re.compile(r"\s*\d{1,3}[.):]\s")
 
 
 def last_bolds(text: str) -> Iterator[Marker]:
     """Yield emphasised text, the last one first."""
-    found = deque(_BOLD.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
+    found: deque[re.Match] = deque(maxlen=_MAX_MARKERS)
+    begin = _BOLD_BEGIN.search(text, max(0, len(text) - _TAIL))
+    while begin is not None:
+        bold = _BOLD.match(text, begin.start())
+        if bold is not None:
+            found.append(bold)
+        begin = _BOLD_BEGIN.search(text, (bold or begin).end())
     for bold in reversed(found):
-        start, stop = next(bold.span(group) for group in "abcdef" if bold.start(group) >= 0)
-        if not _LIST_NUMBER.match(text, start, stop):
-            begin = start if bold.group("e") else bold.start()  # table rows are not alternatives
-            yield Marker("bold", begin, start, stop, bold.end(), True)
+        start, stop = next(bold.span(group) for group in "abcde" if bold.start(group) >= 0)
+        begins = start if bold.group("e") else bold.start()  # table rows are not alternatives
+        yield Marker("bold", begins, start, stop, bold.end(), True)

@@ -1,31 +1,14 @@
-"""Reads the content of a marker as one number. The usual spellings take a short path, all others become tokens."""
+"""Reads the content of a marker: the one number that it states, or why it states none."""
 
 import re
-from fractions import Fraction
 
-from grpo_math.answers.hedging import final_reading, status_with_rest
-from grpo_math.answers.markers import WINDOW, Marker, Reading, markers_from_the_end
-from grpo_math.answers.numbers import equation, starts_number
-from grpo_math.answers.tokens import Token, tokenise
-from grpo_math.answers.words import ABBREVIATIONS, FILLERS, MINUS_WORDS, NEGATIONS, NO_VALUE, NUMBERED
+from grpo_math.answers.choice import final_reading
+from grpo_math.answers.markers import STRONG, WINDOW, Marker, Reading, markers_from_the_end
+from grpo_math.answers.parts import NUMBERS, Part, Statement, split, statement
+from grpo_math.answers.tokens import parse_number, tokenise
+from grpo_math.answers.words import NO_VALUE, OR_WORDS
 
-# The usual spellings of a number: digits with commas, a decimal point, a dollar sign, a minus sign.
-_PLAIN = r"\$?(-?\$?(?:[1-9]\d{0,2}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?)"
-_PLAIN_CLOSED = re.compile(rf"\s{{0,40}}{_PLAIN}\s{{0,40}}")
-_PLAIN_OPEN = re.compile(rf"[ \t]*(?:\*\*)?{_PLAIN}(?:\*\*)?\.?[ \t]*(?=\n|\Z)")
-# A number after an open marker's number: after a joining word, or alone on the rest of a line.
-_ALTERNATIVE_AFTER = re.compile(
-    r"\s{0,20}(?:[,.;:(\s]{0,6}(?:or|and/or|to|vs|versus|maybe|perhaps|possibly|alternatively)\b\W{0,6}"
-    r"(?:maybe|perhaps|possibly|even)?\W{0,8}\d|\W{0,8}\d[\d.,]{0,40}\s{0,8}(?:\n|\Z))",
-    re.I,
-)
-# A number after a closed marker: only after a joining word, and maybe a unit.
-_ALTERNATIVE_AFTER_CLOSED = re.compile(
-    r"\s{0,8}(?:[a-z]{1,12}\s)?[,.;:(\s]{0,6}(?:or|and/or|to|vs|versus|maybe|perhaps|possibly)\b\W{0,6}"
-    r"(?:maybe|perhaps|possibly|even)?\W{0,8}\d",
-    re.I,
-)
-_NESTED_FORMS = frozenset(("boxed", "hash", "phrase", "a_colon"))
+_MOST_ENDS = 4  # sentences and lines after an open marker that may offer another value
 
 
 def read(text: str, marker: Marker, limit: int) -> Reading | None:
@@ -42,98 +25,114 @@ def read(text: str, marker: Marker, limit: int) -> Reading | None:
     Returns:
         `Reading`, or `None` if the candidate is no marker: prose without a number follows it.
     """
-    if marker.closed:
-        plain = _PLAIN_CLOSED.fullmatch(text, marker.start, marker.stop)
-        if plain is not None:
-            reading = Reading(_plain_value(plain.group(1)), "ok", plain.span(1))
-        else:
-            reading = _read_closed(text, marker)
-        if reading.status == "ok" and _ALTERNATIVE_AFTER_CLOSED.match(text, marker.end, min(limit, marker.end + 80)):
-            return Reading(None, "hedged", reading.span)
-        return reading
-    plain = _PLAIN_OPEN.match(text, marker.start, limit)
-    if plain is None:
+    if not marker.closed:
         return _read_open(text, marker, limit)
-    if plain.end() < limit and _ALTERNATIVE_AFTER.match(text, plain.end(), min(limit, plain.end() + 80)):
-        return Reading(None, "hedged", plain.span(1))
-    return Reading(_plain_value(plain.group(1)), "ok", plain.span(1))
+    start, stop = marker.start, marker.stop
+    reading = None
+    if marker.form == "answer":
+        content = text[start:stop]
+        nested = final_reading(content, markers_from_the_end(content, _NESTED), read)
+        if nested is not None:
+            value, status, (a, b) = nested.reading
+            reading = Reading(value, status, (start + a, start + b))
+    if reading is None and stop - start <= WINDOW:
+        reading = _interpret(text, start, stop, closed=True)
+    return _with_offers_after(text, marker.end, limit, reading or Reading(None, "malformed", (start, stop)))
+
+
+_NESTED = frozenset(("boxed", "hash", "phrase", "a_colon"))
+_LIST_NUMBER = re.compile(r"\s*\d{1,3}[.):]\s")
 
 
 def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
     """Read emphasised text: it is an answer if it begins with a number or says that there is none, else prose."""
     start, stop = marker.start, marker.stop
+    if _LIST_NUMBER.match(text, start, stop):
+        return None
     reading = _interpret(text, start, stop, closed=False)
     if reading is None:
         return None
-    if reading.status == "malformed" and start < stop:
-        content = text[start:stop].lower().lstrip("$-+ ")
-        if content not in NO_VALUE and not content[:1].isdigit():
-            return None
-    return read(text, marker, limit)
+    content = text[start:stop].lower().lstrip("$-+ ")
+    if reading.status == "malformed" and content not in NO_VALUE and not content[:1].isdigit():
+        return None
+    return _with_offers_after(text, marker.end, limit, reading)
 
 
-def _plain_value(number: str) -> int | Fraction:
-    """Return the value of a number in the usual spelling."""
-    number = number.replace(",", "").replace("$", "")
-    return Fraction(number) if "." in number else int(number)
+_OFFER = re.compile(
+    rf"\W{{0,12}}(?:[^\W\d]+\W{{1,3}}){{0,3}}?(?:{'|'.join(sorted(OR_WORDS))})\b(?=[^.!?\n]{{0,40}}\d)", re.I
+)
 
 
-def _read_closed(text: str, marker: Marker) -> Reading:
-    """Read a box, a tag or bold; a tag that contains markers states what they state."""
-    start, stop = marker.start, marker.stop
-    if marker.form == "answer":
-        content = text[start:stop]
-        nested = final_reading(content, markers_from_the_end(content, _NESTED_FORMS), read)
-        if nested is not None:
-            value, status, (a, b) = nested[1]
-            return Reading(value, status, (start + a, start + b))
-    if stop - start > WINDOW:
-        return Reading(None, "malformed", (start, stop))
-    return _interpret(text, start, stop, closed=True) or Reading(None, "malformed", (start, stop))
+def _with_offers_after(text: str, end: int, limit: int, reading: Reading) -> Reading:
+    r"""Return the reading of a closed marker that ends at `end`, `"hedged"` before another value: `\boxed{18} or 20`."""
+    if reading.status != "ok" or not (offer := _OFFER.match(text, end, min(limit, end + 100))):
+        return reading
+    for part in split(tokenise(text, offer.end(), min(limit, offer.end() + 60), most_ends=1))[:1]:
+        other = statement(part)
+        if other.value not in (None, reading.value) and not other.prose:
+            return Reading(None, "hedged", reading.span)
+    return reading
 
 
 # White space, markup and the opening of a formula, then the first character of the content.
 _CONTENT = re.compile(r"(?:[\s*_`:>#$]|\\[\[(])*([^\s*_`:>#$])")
+_HEADING = re.compile(r"[\s*]*\d{1,2}[.)]\s+[^\W\d][^\n.?!]*(?:\n|\Z)")  # #### 2. Money
+# Words after a number that speak about the answer: "The answer is 100% correct", "2 times the eggs".
+_COMPARISON = re.compile(
+    r"[%\s]*(?:(?:correct|right|sure|certain|accurate)\b|times\s+(?:the|as|a|an|more|his|her|their|\d)"
+    r"|(?:more|less|fewer|greater|larger|higher|lower)\s+than)",
+    re.I,
+)
+_CLOSING_HASHES = re.compile(r"####[^#\n]*\Z")
 
 
 def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
     """Read what follows a marker without an end of its own, on its line or on the next one with text."""
-    start = marker.start
-    stop = min(limit, start + WINDOW)
-    first = _CONTENT.search(text, start, stop)
-    if first is None:
-        return Reading(None, "malformed", (start, start))
-    if "\n" not in text[start : first.start(1)]:
-        reading = _interpret(text, start, stop, closed=False, at_end=limit == len(text))
-        if reading is not None and reading.span[1] == stop < limit:  # the window may cut the number
-            return Reading(None, "malformed", reading.span)
-        return _read_last_sentence(text, marker, start) if reading is None else reading
-    # The marker's line is empty. So is the marker if it is `####` or `A:`; after "The answer is:" or a heading the
-    # number may be alone on the next line.
-    if marker.form == "hash" or marker.start - marker.begin == 2:
-        return Reading(None, "malformed", (start, start))
-    start = first.start(1)
-    if text.startswith("- ", start):  # a list item or a sign
-        return None
-    line = text.find("\n", start, stop)
-    reading = _interpret(text, start, stop if line < 0 else line, closed=False)
+    start, stop = marker.start, min(limit, marker.start + WINDOW)
+    malformed = Reading(None, "malformed", (start, start))
+    first = _CONTENT.match(text, start, stop)
+    next_line = first is None or "\n" in text[start : first.start(1)]
+    if marker.form == "hash":
+        if _HEADING.match(text, start, stop):
+            return None
+        if next_line and _CLOSING_HASHES.search(text, max(0, marker.begin - WINDOW), marker.begin):
+            return None  # #### 18 ####
+    if next_line and (first is None or marker.form == "hash" or marker.start - marker.begin == 2):
+        return malformed  # `####` and `A:` state what is on their own line
+    if next_line and text.startswith("- ", first.start(1)):  # a list item or a sign
+        return malformed
+    reading = _interpret(text, first.start(1) if next_line else start, stop, closed=False)
     if reading is None:
-        return _read_last_sentence(text, marker, start)
-    return reading if reading.status != "malformed" else None
-
-
-_ONE_SENTENCE = re.compile(r"[^\n.?!]{0,120}(?:\.\d[^\n.?!]{0,40}){0,4}[.!]?\s{0,20}\Z")
-
-
-def _read_last_sentence(text: str, marker: Marker, start: int) -> Reading | None:
-    """Read a label's sentence that ends the text and contains one number: `Answer: she makes $18 a day.`"""
-    if marker.form != "a_colon" or not _ONE_SENTENCE.match(text, start):
+        return _read_last_sentence(text, marker)
+    if reading.span[1] == stop < limit:  # the window may cut the number
+        return malformed
+    if next_line and reading.status == "malformed":
         return None
-    reading = _interpret(text, start, len(text), closed=True)
+    if marker.form not in STRONG and _COMPARISON.match(text, reading.span[1]):
+        return None
+    if marker.form == "a_colon" and "=" in text[start : reading.span[1]]:
+        paragraph = text[reading.span[1] : min(limit, reading.span[1] + WINDOW)].partition("\n\n")[0]
+        if "=" in paragraph:  # Answer: 16 - 7 = 9 eggs are left. She makes 9 * 2 = 18.
+            return None
+    return reading
+
+
+_ONE_SENTENCE = re.compile(r"\s*[^\n.?!]{0,120}(?:\.\d[^\n.?!]{0,40}){0,4}[.!]?\s{0,20}\Z")
+
+
+def _read_last_sentence(text: str, marker: Marker) -> Reading | None:
+    """Read a label's sentence that ends the text and contains one number: `Answer: she makes $18 a day.`"""
+    if marker.form != "a_colon" or not _ONE_SENTENCE.match(text, marker.start):
+        return None
+    reading = _interpret(text, marker.start, len(text), closed=True)
     return reading if reading is not None and reading.status == "ok" else None
 
 
-def _interpret(text: str, start: int, stop: int, closed: bool, at_end: bool = True) -> Reading | None:
+# Most contents are a number and nothing else, which needs no tokens.
+_PLAIN = re.compile(r"[ \t\n]*\$?((?:[1-9]\d{0,2}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?)\.?[ \t\n]*", re.ASCII)
+
+
+def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None:
     """Return the number that `text[start:stop]` states, or `None` for prose that states none.
 
     Args:
@@ -144,47 +143,59 @@ def _interpret(text: str, start: int, stop: int, closed: bool, at_end: bool = Tr
         closed (`bool`):
             Whether the content is that of a box or tag and must be one value. After an open marker it begins with the
             number, and prose may follow.
-        at_end (`bool`, *optional*, defaults to `True`):
-            Whether no other marker follows, which could contain the alternative after a last "or".
     """
-    tokens = tokenise(text, start, stop, closed)
-    n = len(tokens)
+    plain = _PLAIN.fullmatch(text, start, stop)
+    if plain is not None:
+        return Reading(parse_number(plain.group(1)), "ok", plain.span(1))
     malformed = Reading(None, "malformed", (start, stop if closed else start))
-    i, prose, sign, numbered = 0, 0, 1, False
-    while i < n and not starts_number(tokens, i):
-        kind, value = tokens[i][:2]
-        if kind == "word":
-            if value in NEGATIONS:
-                return malformed if closed else None
-            if value in NO_VALUE or value == "or":
-                return malformed
-            numbered = value in NUMBERED
-            if value in MINUS_WORDS:
-                sign = -1
-            elif value not in FILLERS:
-                prose += 1
-        elif kind in ("equals", "comma"):
-            prose, numbered = (0 if kind == "equals" or value in ":：" else prose), False
-        elif kind == "relation":
+    final, past_end, label = None, False, False
+    for part in split(tokenise(text, start, stop, None if closed else _MOST_ENDS)):
+        found = statement(part)
+        if final is None:
+            if found.status == "none" and (closed or part.labels or not found.prose):
+                continue
+            if not closed and (found.prose or found.status == "negated"):
+                return None
+            if found.status != "ok":
+                status = "hedged" if found.status == "hedged" else "malformed"
+                return Reading(None, status, malformed.span if found.value is None else found.span)
+            final = found
+            continue
+        past_end = past_end or (part.after_end and not closed)
+        found.prose, label = found.prose or label, part.labels and found.status == "none"  # 18, "confidence": 0.9
+        if found.status == "malformed" and closed:
             return malformed
-        elif kind in ("sentence", "newline") and not closed and i and tokens[i - 1][1] not in ABBREVIATIONS:
+        if found.value is None or found.value == final.value or found.status == "negated":
+            continue
+        if final.computed and found.computed and not (past_end or part.remark):
+            final = found  # 16 - 3 - 4 = 9; 9 * 2 = 18
+        elif _is_alternative(part, found, past_end, after_prose=closed and final.prose):
+            return Reading(None, "hedged", final.span)
+        elif past_end:
             break
-        i += 1
-    if prose and not closed:
-        return None
-    if i == n or not starts_number(tokens, i) or numbered:
-        return malformed
-    value, status, j = equation(tokens, i)
-    span = (tokens[i][2], tokens[j - 1][3])
-    if status == "ok":
-        value *= sign
-        status = status_with_rest(tokens, j, value, closed, after_prose=prose > 0)
-        if status == "ok" and at_end and _ends_in_or(tokens):
-            status = "malformed"  # the alternative is missing
-    return Reading(value if status == "ok" else None, status, span)
+    return malformed if final is None else Reading(final.value, "ok", final.span)
 
 
-def _ends_in_or(tokens: list[Token]) -> bool:
-    """Whether the last word or number is "or"."""
-    words = (value for kind, value, _, _ in reversed(tokens) if kind not in ("sentence", "comma", "newline"))
-    return next(words, None) == "or"
+def _is_alternative(part: Part, found: Statement, past_end: bool, after_prose: bool) -> bool:
+    """Whether a part with another number than the answer offers it.
+
+    Args:
+        part (`Part`):
+            A later part of the content.
+        found (`Statement`):
+            What it states.
+        past_end (`bool`):
+            Whether the sentence of an open marker has ended before it.
+        after_prose (`bool`):
+            Whether prose precedes the answer in a box or tag. Nothing then tells which number is the answer.
+    """
+    if after_prose and not part.remark:
+        return True
+    if found.prose:
+        return False
+    if part.remark:
+        return part.offered or (part.ended and not found.words)
+    if not past_end or part.offered:
+        return True
+    starts = part.after_end and part.sides[0] and part.sides[0][0][0] in NUMBERS
+    return starts and part.ended and found.status == "ok" and found.words < 2

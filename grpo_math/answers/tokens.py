@@ -1,4 +1,7 @@
-"""Splits the content of a marker into tokens: numbers in any spelling, operators, words and punctuation."""
+"""Splits the content of a marker into tokens: numbers in any spelling, operators, words and punctuation.
+
+Layout is replaced by as many spaces first, so that the offsets of the tokens stay those of the text.
+"""
 
 import html
 import re
@@ -14,18 +17,10 @@ _TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _WORD_VALUES = {
     "zero": 0,
-    **{word: n for n, word in enumerate(_ONES, 1)},
-    **{word: n for n, word in enumerate(_TEENS, 10)},
+    **{word: n for n, word in enumerate(_ONES + _TEENS, 1)},
     **{word: 10 * n for n, word in enumerate(_TENS, 2)},
 }
-MAGNITUDES = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-}
+MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12}
 _SUFFIXES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}  # directly after a number: $1.8M
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS + _ONES)})"
 _TO_999 = rf"{_TO_99}(?:\shundred(?:\s(?:and\s)?{_TO_99})?)?"
@@ -33,131 +28,146 @@ _NUMBER_WORDS = rf"(?:zero|{_TO_999}(?:\s(?:thousand|million|billion),?(?:\s(?:a
 
 _TOKEN = re.compile(
     rf"""
-    (?P<newline> [^\S\n]*\n\s* | \\\\ )
-  | (?P<skip> ~~[^~\n]{{0,80}}~~ | <(?:del|s|strike)>[^<\n]{{0,80}}</(?:del|s|strike)>  # struck out
-      | \\x?(?:cancel|sout)\{{[^{{}}\n]{{0,80}}\}}
-      | \s+ | [$€£¥₹₽₩%"'`_\#~°“”‘’«»≈\u200b-\u200d\u2060\ufeff]
-      | </?[A-Za-z][^<>\n]{{0,60}}> | <\|[^<>\n]{{0,40}}\|>                            # tags
-      | \\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|bm|[mh]box|underline|f?box|boxed|emph)\s*\{{
-      | \\(?:left|right|displaystyle|quad|qquad|bf|rm|it|large|Large|circ|approx|sim|dots|ldots|degree|euro|pounds)\b
-      | \\[,;:!\ ()\[\]$%&\#_]
-      | (?<!\d)\*\* | \*\*(?!\d) )
-  | (?P<annotation> <<[^<>\n]{{0,120}}>> )
-  | (?P<fraction> [¼-¾⅐-⅞] )
+    (?P<end> \s*\n\s* | [.?!](?![.\d]) | \\\\ )
+  | (?P<skip> \s+ | (?:\b(?:US|CA|AU))?[$€£¥₹]
+      | \b(?:USD|EUR|GBP|INR|CAD|AUD|Rs)\b\.? | [%"'`_\#~°≈✓✔]+ | (?<!\d)\*\* | \*\*(?!\d) )
   | (?P<number>
-      (?: [1-9]\d{{0,2}}(?P<sep>,|\{{,\}}|\\,|\\\s|_|['’]|[ \u00a0\u2009\u202f])\d{{3}}(?:(?P=sep)\d{{3}})*(?!\d)
+      (?: [1-9]\d{{0,2}}(?P<sep>,|'|[ ])\d{{3}}(?:(?P=sep)\d{{3}})*(?!\d) | [1-9]\d{{0,2}}(?:_+\d{{3}})+(?!\d)
         | [1-9]\d?(?:,\d\d)+,\d{{3}}(?!\d) | [1-9]\d{{0,2}}(?:\.\d{{3}}){{2,}}(?![.\d]) | \d+ )
-      (?:\.\d+)? (?:[eE][+-]?\d+(?!\w))? | \.\d+ (?:[eE][+-]?\d+(?!\w))? )
+      (?:\.\d+)? (?:[eE][+-]?\d+(?!\w))? | \.\d+ )
+  | (?P<fraction> [¼-¾⅐-⅞] )
   | (?P<power> \^\s?(?:\{{\s?[+-]?\d{{1,3}}\s?\}}|[+-]?\d{{1,3}}) | [⁰¹²³⁴-⁹]+ )
-  | (?P<degree> \^\s?\{{?\s?(?:\\circ|\\text\{{[a-z]+\}}|[a-z]+)\s?\}}? )
   | (?P<frac> \\[dtc]?frac )
-  | (?P<op> (?!\+/?-)[-+*/×÷⋅·∗∕⁄] | \\(?:times|cdot|ast|div)\b | (?<=[\d\s])[xX](?=[\s\d($]) )
-  | (?P<relation> [<>≠≤≥±∞^\\]+ | !+ | \+/?- )
-  | (?P<equals> ==? | = )
+  | (?P<op> (?!\+/?-)[-+*/] | (?<=[\d\s])[xX](?=[\s\d($]) )
+  | (?P<relation> [<>≠≤≥±∞^\\]+ | \+/?- )
+  | (?P<equals> ==? )
   | (?P<open> [(\[{{] ) | (?P<close> [)\]}}] )
-  | (?P<entity> &(?:\#\d{{1,6}}|[a-zA-Z]{{2,8}}); )
-  | (?P<sentence> [.?。] )
-  | (?P<comma> [,;|:，；：、&] )
+  | (?P<comma> [,;|:&] )
   | (?P<words> {_NUMBER_WORDS} )
-  | (?P<word> [^\W\d_]+(?:[-'’][^\W\d_]+)*\d?(?!\d) | [^\W\d_]+ )
+  | (?P<word> [^\W\d_]+(?:[-'][^\W\d_]+)*\d?(?!\d) | [^\W\d_]+ )
   | (?P<other> . )
     """,
     re.X | re.I | re.S,
 )
 
-_DASHES = dict.fromkeys("−‐‑–—﹣－", "-")
-
-
-class _SameLength(dict):
-    """A translation table of other scripts' digits, letters and signs to ASCII, one character to one character."""
-
-    def __missing__(self, code: int) -> int:
-        char = chr(code)
-        if code < 128:
-            result = code
-        elif char in _DASHES:
-            result = ord("-")
-        elif unicodedata.category(char) == "Nd":
-            result = ord("0") + unicodedata.decimal(char)
-        elif 0xFF01 <= code <= 0xFF5E:
-            result = code - 0xFEE0
-        else:
-            result = code
-        self[code] = result
-        return result
-
-
-_TO_ASCII = _SameLength()
-
-_OPERATORS = {
-    **dict.fromkeys(("×", "⋅", "·", "∗", "x", "\\times", "\\cdot", "\\ast"), "*"),
-    **dict.fromkeys(("÷", "∕", "⁄", "\\div"), "/"),
-    **_DASHES,
+_TO_ASCII = {
+    **dict.fromkeys(map(ord, "−‐‑–—﹣－"), "-"),
+    **dict.fromkeys(map(ord, "×⋅·∗"), "*"),
+    **dict.fromkeys(map(ord, "÷∕⁄"), "/"),
+    **dict.fromkeys(map(ord, "\u00a0\u2009\u202f\u200b\u200c\u200d\u2060\ufeff"), " "),
+    **dict.fromkeys(map(ord, "“”„«»"), '"'),
+    ord("’"): "'",
+    ord("‘"): "'",
+    ord("。"): ".",
+    ord("，"): ",",
+    ord("；"): ";",
+    ord("："): ":",
 }
+_DIGIT = re.compile(r"\d")  # of every script, also full-width
+
+_STRUCK = re.compile(
+    r"~~[^~\n]{0,80}~~|<(?:del|s|strike)>[^<\n]{0,80}</(?:del|s|strike)>|\\x?(?:cancel|sout)\{[^{}\n]{0,80}\}"
+)
+# HTML tags, chat tokens and GSM8K's calculator annotations <<9*2=18>>
+_TAGS = re.compile(r"</?[A-Za-z][^<>\n]{0,60}>|<\|[^<>\n]{0,40}\|>|<<[^<>\n]{0,120}>>")
+_ENTITY = re.compile(r"&(?:#\d{1,6}|[a-zA-Z]{2,8});")
+_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}(?:\\!)?|,\\!|\\[,; ])(?=\d{3}(?!\d))")
+_TEXT_GROUP = re.compile(
+    r"(\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|bm|[mh]box|underline|f?boxed|fbox|emph)\s*\{)([^{}]*)\}"
+)
+_COMMAND = re.compile(
+    r"\\(?:(?P<times>times|cdot|ast)|(?P<over>div)|left|right|displaystyle|q?quad|bf|rm|it|approx|sim|l?dots|checkmark"
+    r"|degree|euro|pounds|[dtc]?frac(?!\s*(?:\{[-+\s\d.,_$*/()\\]*\d|\d)))(?![A-Za-z])|\\[,;:! ()\[\]$%&#_]"
+    r"|\^\s?\{?\s?(?:\\?circ|th|st|nd|rd)\s?\}?"
+)
 
 Token = tuple[str, object, int, int]  # kind, value, start, stop
 
 
-def tokenise(text: str, start: int, stop: int, closed: bool) -> list[Token]:
-    """Split `text[start:stop]` into tokens; layout and markup are dropped.
+def _blank(match: re.Match) -> str:
+    return " " * len(match.group())
+
+
+def _entity(match: re.Match) -> str:
+    char = html.unescape(match.group())[:1]
+    return (" " if unicodedata.category(char or " ") == "Sc" else _plain(char)).ljust(len(match.group()))
+
+
+def _command(match: re.Match) -> str:
+    return ("*" if match.group("times") else "/" if match.group("over") else " ").ljust(len(match.group()))
+
+
+def _plain(piece: str) -> str:
+    """Replace other scripts' digits, signs and spaces by ASCII, one character by one character."""
+    piece = piece.translate(_TO_ASCII)
+    return _DIGIT.sub(lambda match: str(unicodedata.decimal(match.group())), piece)
+
+
+def without_layout(piece: str) -> str:
+    """Replace struck-out text, tags, entities and LaTeX layout in a text by as many spaces."""
+    if not piece.isascii():
+        piece = _plain(piece)
+    if "&" in piece:
+        piece = _ENTITY.sub(_entity, piece)
+    if "~" in piece or "<" in piece or "\\" in piece:
+        piece = _TAGS.sub(_blank, _STRUCK.sub(_blank, piece))
+    if "\\" in piece or "{,}" in piece:
+        piece = _SEPARATOR.sub(lambda match: "_" * len(match.group()), piece)
+        for _ in range(4):  # nested groups
+            piece, found = _TEXT_GROUP.subn(lambda m: " " * len(m.group(1)) + m.group(2) + " ", piece)
+            if not found:
+                break
+        piece = _COMMAND.sub(_command, piece)
+    return piece
+
+
+def tokenise(text: str, start: int, stop: int, most_ends: int | None = None) -> list[Token]:
+    """Split `text[start:stop]` into tokens without layout and markup.
 
     Args:
         text (`str`):
             A text without its thinking.
         start, stop (`int`):
             The part to split. The offsets of the tokens count from the beginning of `text`.
-        closed (`bool`):
-            Whether the part is the content of a box or tag, where `!` is a factorial and no end of a sentence.
+        most_ends (`int`, *optional*):
+            Stop at this many ends of sentences or lines. Without it, `!` is a factorial.
     """
-    piece = text[start:stop]
-    if not piece.isascii():
-        piece = piece.translate(_TO_ASCII)
-    tokens = []
-    annotation = None
-    for match in _TOKEN.finditer(piece):
+    tokens: list[Token] = []
+    ends = 0
+    for match in _TOKEN.finditer(without_layout(text[start:stop])):
         kind, found = match.lastgroup, match.group()
         if kind == "sep":
             kind = "number"
         value: object = found
-        if kind == "skip" or kind == "degree":
+        if kind == "skip":
             continue
-        if kind == "annotation":  # GSM8K's calculator annotation <<9*2=18>> is not part of the sentence
-            annotation = match
-            continue
-        if kind == "entity":
-            char = html.unescape(found)
-            if not char or char.isspace() or unicodedata.category(char[0]) == "Sc":  # &#1; encodes no character
-                continue
-            kind, value = ("op", char) if char in "-+*/×÷−–" else ("relation" if char.isalnum() else "other", char)
         if kind == "number":
             value = parse_number(found)
-        elif kind == "fraction":
-            over, under = unicodedata.normalize("NFKC", found).split("\u2044")
-            value = Fraction(int(over), int(under or 10))
-        elif kind == "words":
-            kind, value = "number", _parse_number_words(found)
         elif kind == "word":
             value = found.lower()
             if tokens and tokens[-1][0] == "number" and tokens[-1][3] == start + match.start():
                 value = _SUFFIXES.get(found, value)
-        elif kind == "relation" and found[0] == "!" and not closed:
-            kind = "sentence"  # "The answer is 18!" is not a factorial
         elif kind == "op":
-            value = _OPERATORS.get(found.lower(), found)
+            value = "*" if found in "xX" else found
+        elif kind == "end":
+            ends += 1
+            if found == "!" and most_ends is None:
+                kind = "relation"
+            elif ends == most_ends:
+                tokens.append((kind, value, start + match.start(), start + match.end()))
+                break
+        elif kind == "fraction":
+            over, under = unicodedata.normalize("NFKC", found).split("\u2044")
+            kind, value = "fraction", Fraction(int(over), int(under or 10))
+        elif kind == "words":
+            kind, value = "number", _parse_number_words(found)
         elif kind == "power":
-            digits = _AROUND_EXPONENT.sub("", found)
-            value = int(unicodedata.normalize("NFKC", digits)) if len(digits) < 5 else _MAX_EXPONENT + 1
+            value = int(unicodedata.normalize("NFKC", re.sub(r"[\s^{}]", "", found))[:4])
         tokens.append((kind, value, start + match.start(), start + match.end()))
-    if annotation is not None and not any(token[0] == "number" for token in tokens):
-        inside = annotation.group()[2:-2].rpartition("=")[2]
-        if inside.strip().isdecimal() and len(inside) < _MAX_DIGITS:
-            tokens.append(("number", int(inside), start + annotation.start(), start + annotation.end()))
-            tokens.sort(key=lambda token: token[2])
     return tokens
 
 
 _SEPARATORS = re.compile(r"[^\d.]")
-_AROUND_EXPONENT = re.compile(r"[\s^{}]")
 
 
 def parse_number(found: str) -> int | Fraction | None:

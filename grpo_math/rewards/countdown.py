@@ -14,6 +14,7 @@ _COUNTDOWN_DEFAULT = ("boxed", "answer", "hash")
 # An expression is short. Reading no longer line and no longer tail than this bounds time and memory.
 _LINE = 400
 _BARE_TAIL = 10_000
+_WORD = re.compile(r"[ \t*_]*[^\W\d]{2}")
 _EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
 
 
@@ -50,7 +51,7 @@ class _CountdownAccuracy(MathReward):
                 rewards.append(0.0)
                 found.append((None, "none"))
             else:
-                value, status, span = stated[1]
+                value, status, span = stated.reading
                 rewards.append(self._score(value, row_target) if status == "ok" else 0.0)
                 found.append((text[slice(*span)].strip(), status))
         self.log_outcomes(found, log_extra, log_metric)
@@ -59,13 +60,16 @@ class _CountdownAccuracy(MathReward):
     def _statement(self, text: str, nums: Sequence[int]) -> Stated | None:
         """Return the form of the last marker and the reading of its expression."""
 
-        def read(text: str, marker: Marker, limit: int) -> Reading:
+        def read(text: str, marker: Marker, limit: int) -> Reading | None:
             start, stop = marker.start, marker.stop
             if not marker.closed:
                 stop = min(limit, start + _LINE)
                 line = text.find("\n", start, stop)
                 stop = stop if line < 0 else line
-            return Reading(*exact_value(text[start:stop], nums, self.mode, self.spellings), (start, stop))
+            value, status = exact_value(text[start:stop], nums, self.mode, self.spellings)
+            if status == "malformed" and not marker.closed and _WORD.match(text, start, stop):
+                return None  # a heading: #### Explanation
+            return Reading(value, status, (start, stop))
 
         def state(text: str) -> Stated | None:
             stated = final_reading(text, markers_from_the_end(text, self.forms), read)
@@ -108,7 +112,7 @@ def _bare_expression(text: str, nums: Sequence[int], mode: str, spellings: bool)
                     final = Reading(None, "hedged", final.span)
                     break
         stop = start - 1
-    return ("bare", final) if final else None
+    return Stated("bare", final, "last line") if final else None
 
 
 def get_countdown_accuracy(

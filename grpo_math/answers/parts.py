@@ -1,0 +1,183 @@
+"""Splits the content of a marker into parts, and reads the one number that a part states.
+
+The content is cut at commas, joining words, ends of sentences and ends of lines: `18 eggs | or | 20`. A bracket after a
+number is a part of its own: `18 | (not 20)`. An equation states the value of its last side.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from grpo_math.answers.numbers import arithmetic, starts_number
+from grpo_math.answers.tokens import Token
+from grpo_math.answers.words import (
+    BOUNDS,
+    FILLERS,
+    JOINERS,
+    MINUS_WORDS,
+    NEGATIONS,
+    NO_VALUE,
+    NUMBERED,
+    OR_WORDS,
+    PREPOSITIONS,
+    VARIABLES,
+)
+
+NUMBERS = ("value", "computed")  # the kinds of tokens that replace arithmetic
+
+
+@dataclass(slots=True)
+class Part:
+    """One part of a content, without joining words.
+
+    Attributes:
+        sides (`list[list[Token]]`):
+            Its tokens, cut at equals signs. Arithmetic is one token of kind `"value"`, or `"computed"` if it has an
+            operator.
+        offered (`bool`):
+            Whether "or" or "maybe" leads it.
+        after_end (`bool`):
+            Whether a sentence or line has ended before it.
+        labels (`bool`):
+            Whether a colon ends it.
+        ended (`bool`):
+            Whether the end of a sentence, line, bracket or content ends it.
+        remark (`bool`):
+            Whether it stands in brackets.
+    """
+
+    sides: list[list[Token]] = field(default_factory=lambda: [[]])
+    offered: bool = False
+    after_end: bool = False
+    labels: bool = False
+    ended: bool = True
+    remark: bool = False
+
+
+@dataclass(slots=True)
+class Statement:
+    """What a part states.
+
+    Attributes:
+        status (`str`):
+            `"ok"`; `"none"`: no number; `"negated"`; `"malformed"`; `"hedged"`: several numbers.
+        value (`int`, `Fraction` or `None`):
+            The number; `None` without one.
+        span (`tuple[int, int]`):
+            The number as written.
+        prose (`bool`):
+            Whether words other than fillers precede the number.
+        words (`int`):
+            The number of words after it.
+        computed (`bool`):
+            Whether an operation has led to it.
+    """
+
+    status: str
+    value: int | Fraction | None = None
+    span: tuple[int, int] = (0, 0)
+    prose: bool = False
+    words: int = 0
+    computed: bool = False
+
+
+def split(tokens: list[Token], remark: bool = False) -> list[Part]:
+    """Cut the tokens of a content into its parts, without empty ones."""
+    parts: list[Part] = []
+    part, remarks = Part(remark=remark), []
+    i = 0
+    while i < len(tokens):
+        kind, value, start, _ = tokens[i]
+        side = part.sides[-1]
+        empty = not side and len(part.sides) == 1
+        if kind in ("comma", "end") or (kind == "word" and value in JOINERS):
+            after_end = kind == "end" or (part.after_end and empty)
+            offered = value in OR_WORDS or (part.offered and empty)
+            if not empty:
+                part.labels, part.ended = value == ":", kind == "end"
+                parts += [part, *remarks]
+                remarks = []
+            part = Part([[]], offered, after_end, remark=remark)
+        elif kind == "equals":
+            part.sides.append([])
+        elif starts_number(tokens, i) and not (kind == "open" and any(token[0] in NUMBERS for token in side)):
+            number, after = arithmetic(tokens, i)
+            if number is None and kind == "open":
+                i, remarks = _remark(tokens, i, remarks)
+            else:
+                computed = any(token[0] == "op" for token in tokens[i + 1 : after])
+                side.append(("computed" if computed else "value", number, start, tokens[after - 1][3]))
+                i = after - 1
+        elif kind == "open":
+            i, remarks = _remark(tokens, i, remarks)
+        elif kind != "close" and not (empty and value == "*"):  # an item of a list
+            side.append(tokens[i])
+        i += 1
+    return [*parts, part, *remarks] if any(part.sides) else [*parts, *remarks]
+
+
+def _remark(tokens: list[Token], i: int, remarks: list[Part]) -> tuple[int, list[Part]]:
+    """Return the index of the bracket that closes the one at `i`, and the remarks with what stands between them."""
+    depth, closing = 0, len(tokens)
+    for j in range(i, len(tokens)):
+        depth += {"open": 1, "close": -1}.get(tokens[j][0], 0)
+        if depth == 0:
+            closing = j
+            break
+    return closing, remarks + split(tokens[i + 1 : closing], remark=True)
+
+
+def statement(part: Part) -> Statement:
+    """Return what a part states. Sides of an equation without words must be equal."""
+    sides = [_side(side) for side in part.sides]
+    numeric = [side for side in sides if side.value is not None or side.status == "malformed"]
+    if len(sides) == 1 or not numeric:
+        return sides[0]
+    final = numeric[-1]
+    exact = [side.value for side in numeric if not (side.prose or side.words)]
+    if final.status == "ok" and any(value != final.value for value in exact):
+        return Statement("malformed", span=final.span)
+    if final is not sides[0]:
+        final.prose = False  # x = 18
+    final.computed = final.computed or any(side.computed for side in numeric)
+    return final
+
+
+def _side(tokens: list[Token]) -> Statement:
+    """Read one side of an equation, or a part without an equals sign."""
+    at = next((k for k, token in enumerate(tokens) if token[0] in NUMBERS), len(tokens))
+    status, prose, sign, numbered = "ok", False, 1, False
+    for kind, value, _, _ in tokens[:at]:
+        if kind == "word":
+            if value in MINUS_WORDS:
+                sign = -1
+            elif value in NEGATIONS:
+                status = "negated"
+            elif value in BOUNDS or value in NO_VALUE:
+                status = "malformed"
+            elif value not in FILLERS:
+                prose, numbered = True, value in NUMBERED
+        elif kind == "relation":
+            status = "malformed"
+    if at == len(tokens):
+        return Statement("none" if status == "ok" else status, prose=prose)
+    kind, value, start, stop = tokens[at]
+    if value is None or numbered:
+        return Statement("malformed", None, (start, stop), prose)
+    found = Statement(status, value * sign, (start, stop), prose, 0, kind == "computed")
+    before = ""
+    for k, (kind, other, begin, _) in enumerate(tokens[at + 1 :], at + 1):
+        if kind == "word":
+            multiple = begin == stop and other in VARIABLES  # 18x
+            sum_with_words = k == at + 2 and tokens[k - 1][0] == "op" and tokens[k - 1][1] in "+*"  # 10 + John's age
+            if status == "ok" and (multiple or sum_with_words):
+                found.status = "malformed"
+            found.words += 1
+            before = other
+        elif kind == "relation" and not found.words and status == "ok":
+            found.status = "malformed"  # 18 ± 1
+        elif kind in NUMBERS:
+            if other != found.value and before not in PREPOSITIONS and found.status == "ok":
+                found.status = "hedged"
+            if before in PREPOSITIONS:
+                break
+    return found
