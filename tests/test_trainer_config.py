@@ -59,11 +59,6 @@ from grpo_math.trainer import GRPOMathTrainer
         ({"skip_zero_advantage": "maybe"}, ["skip_zero_advantage='maybe'", "True, False, or None"]),
         ({"drop_finished": 1}, ["drop_finished=1", "True, False, or None"]),
         ({"embeddings_on_host": "no"}, ["embeddings_on_host='no'", "True or False"]),
-        ({"dynamic_sampling": 2, "scale_rewards": "batch"}, ["dynamic_sampling=2", "scale_rewards='batch'"]),
-        (
-            {"dynamic_sampling": 2, "multi_objective_aggregation": "normalize_then_sum"},
-            ["dynamic_sampling=2", "multi_objective_aggregation='normalize_then_sum'"],
-        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, (dict, list)) else str(value),
 )

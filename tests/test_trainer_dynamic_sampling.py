@@ -6,6 +6,7 @@ from datasets import Dataset, IterableDataset
 from trainer_fixtures import logged, prompts, tiny_model, tiny_tokenizer, train
 from trl import GRPOTrainer
 
+from grpo_math.trainer import losses
 from grpo_math.trainer.checkpoints import STATE_FILE
 from grpo_math.trainer.dynamic_sampling import _overwrite_rows
 
@@ -28,6 +29,49 @@ def test_dead_groups_are_replaced_by_fresh_prompts(tmp_path):
     assert rows.sort().values.view(4, 4).std(dim=1).max() < 1e-5  # four groups with advantages of 0 1 2 3
     tokens = sum(batch["completion_mask"].sum() for batch in trainer._buffered_inputs)
     assert trainer._buffered_inputs[0]["num_items_in_batch"] == tokens
+
+
+def of_two_scales(completions, prompts, dead, **kwargs):
+    """Unequal in live groups, whose spread grows with the length of the prompt; `None` for a row of each."""
+    rows = zip(dead, prompts, range(len(dead)), strict=True)
+    return [0.5 if is_dead else None if i % 4 == 2 else len(prompt) * float(i % 4) for is_dead, prompt, i in rows]
+
+
+SCALES = [{"scale_rewards": "group"}, {"scale_rewards": "batch"}, {"scale_rewards": "none"}]
+SCALES.append({"multi_objective_aggregation": "normalize_then_sum"})
+
+
+@pytest.mark.parametrize("options", SCALES, ids=lambda options: "-".join(options.values()))
+def test_our_advantages_of_a_batch_are_trls(tmp_path, monkeypatch, options):
+    seen, calculate = [], GRPOTrainer._calculate_rewards
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda *args: seen.append(calculate(*args)) or seen[-1])
+    trainer = train(False, tmp_path, reward_funcs=[words_only, of_two_scales], reward_weights=[1.0, 0.3], **options)
+    settings = (trainer.num_generations, trainer.scale_rewards, trainer.multi_objective_aggregation)
+    found = losses.batch_advantages(seen[0], trainer.reward_weights, *settings)
+    assert torch.allclose(found, torch.tensor(list(trainer._logs["advantages"])), atol=1e-6)
+    assert found.std() > 0.3
+
+
+@pytest.mark.parametrize("options", [SCALES[1], SCALES[3]], ids=lambda options: "-".join(options.values()))
+def test_advantages_scaled_over_the_batch_are_those_of_the_replaced_one(tmp_path, options):
+    trainer = train(
+        True,
+        tmp_path,
+        dataset=prompts(64),
+        shuffle_dataset=False,
+        dynamic_sampling=10,
+        reward_funcs=words_only,
+        **options,
+    )
+    assert logged(trainer, "dynamic_sampling/replaced_groups") == [2]
+    assert "rewards_per_func" not in trainer._buffered_inputs[0]
+    found = torch.cat([batch["advantages"] for batch in trainer._buffered_inputs]).sort().values
+    rewards = torch.arange(4.0).repeat(4).view(16, 1)  # of four live groups, where TRL drew two
+    settings = (4, trainer.scale_rewards, trainer.multi_objective_aggregation)
+    expected = losses.batch_advantages(rewards, torch.ones(1), *settings)
+    assert torch.allclose(found, expected.sort().values, atol=1e-6)
+    first_draw = losses.batch_advantages(torch.cat([rewards[:8], torch.full((8, 1), 0.5)]), torch.ones(1), *settings)
+    assert not torch.allclose(first_draw.max(), expected.max(), rtol=0.1)
 
 
 def test_replaced_rows_carry_their_own_prompt_and_gradient(tmp_path):

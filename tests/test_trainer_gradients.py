@@ -217,6 +217,8 @@ def test_groups_with_equal_sums_are_live_where_each_reward_is_normalized_on_its_
     ours = train(True, tmp_path, multi_objective_aggregation="normalize_then_sum", **functions)
     assert logged(ours, "skipped_rows") == [0]
     assert logged(train(True, tmp_path, **functions), "skipped_rows") == [14]
+    dead = train(True, tmp_path, multi_objective_aggregation="normalize_then_sum")
+    assert logged(dead, "skipped_rows") == [8]  # each function's rewards are equal
 
 
 def test_absolute_positions_keep_the_left_padding_and_the_gradient(tmp_path):
@@ -292,6 +294,8 @@ def test_two_processes_give_the_same_gradient(tmp_path):
     assert results[0]["dynamic_sampling"] == results[1]["dynamic_sampling"]
     assert results[0]["dynamic_sampling"]["dead_groups_left"] == [0, 0]
     assert results[0]["dynamic_sampling"]["live"] == sum(results[0]["dynamic_sampling"]["rows"]) == 16
+    spread = torch.arange(4.0).repeat(8).std().item() + 1e-4  # over both processes
+    assert results[0]["dynamic_sampling"]["advantages"] == pytest.approx([0.5 / spread, 1.5 / spread], rel=1e-6)
     assert results[0]["skipped"]["dapo"] == 16
     # Only rank 0 has live rows in the uneven case: rank 1 runs as many of its dead ones
     assert results[0]["skipped"]["uneven"] == 16

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from trainer_fixtures import (
     STOCK_GENERATION,
@@ -50,12 +51,13 @@ def main(folder: str, loss_types: list[str]) -> None:
     theirs = train(False, folder, **options, model=sampling_by_noise(tiny_model()))
     ours = train(True, folder, **options, model=sampling_by_noise(tiny_model()))
     differences["every_saving"] = relative_difference(ours.gradients, theirs.gradients)
-    sampled = train(True, folder, dynamic_sampling=10, reward_funcs=by_position, **common)
+    sampled = train(True, folder, dynamic_sampling=10, reward_funcs=by_position, scale_rewards="batch", **common)
     left = [entry.get("dynamic_sampling/dead_groups_left") for entry in sampled.state.log_history]
     state = PartialState()
     result = {"world_size": state.num_processes, "differences": differences, "skipped": skipped}
     result["dynamic_sampling"] = {
         "dead_groups_left": left[:2],
+        "advantages": torch.cat([batch["advantages"] for batch in sampled._buffered_inputs]).abs().unique().tolist(),
         "rows": [len(batch["live"]) for batch in sampled._buffered_inputs],
         "live": sum(int(batch["live"].sum()) for batch in sampled._buffered_inputs),
         "weights": sum(p.double().sum().item() for p in sampled.model.parameters()),

@@ -198,16 +198,6 @@ class GRPOMathConfig(GRPOConfig):
         rounds = self.dynamic_sampling
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
             raise ValueError(f"dynamic_sampling={self.dynamic_sampling}: write a number of rounds, 0 for none.")
-        if self.dynamic_sampling:
-            across = {"scale_rewards": "batch", "multi_objective_aggregation": "normalize_then_sum"}
-            for name, value in across.items():
-                if getattr(self, name) == value:
-                    raise ValueError(
-                        f"dynamic_sampling={self.dynamic_sampling} and {name}={value!r} contradict each other: that "
-                        "scale is taken over the whole batch, of which dynamic sampling replaces a part. Use "
-                        "scale_rewards='group' and multi_objective_aggregation='sum_then_normalize', or "
-                        "dynamic_sampling=0."
-                    )
 
     def _check_variant(self):
         if self.kl_estimator is not None:

@@ -130,15 +130,17 @@ class GRPOMathTrainer(GRPOTrainer):
             advantages = batch["advantages"]
             has_loss = micro_batches.loss_mask(batch).any(dim=1)  # none where a truncated completion is masked
             batch["live"] = advantages.reshape(len(advantages), -1).ne(0).any(dim=1) & has_loss
-            # Only here does an equal reward mean no advantage: the other aggregation compares with the whole batch
-            if self.multi_objective_aggregation == "sum_then_normalize" and rewards is not None:
-                dead = losses.dead_rows(rewards, self.reward_weights.to(rewards.device), num_generations)
-                first = self.accelerator.process_index * len(advantages)
-                batch["live"] &= ~dead[first : first + len(advantages)]
+            first = self.accelerator.process_index * len(advantages)
+            here = slice(first, first + len(advantages))
+            if rewards is not None:
+                weights = self.reward_weights.to(rewards.device)
+                dead = losses.dead_rows(rewards, weights, num_generations, self.multi_objective_aggregation)
+                batch["live"] &= ~dead[here]
             if self._old_logps.put_off:
                 batch = self._old_logps.fill(batch)
             if not (self.model.training and self._dynamic_sampling.rounds):
                 return batch, None
+            batch["rewards_per_func"] = rewards[here]
             return batch, ~self.accelerator.gather(batch["live"]).view(-1, num_generations).any(dim=1)
 
         batch, dead_groups = generate(inputs)
@@ -150,7 +152,19 @@ class GRPOMathTrainer(GRPOTrainer):
                 )
             for name, value in figures.items():
                 metrics[f"dynamic_sampling/{name}"].append(value)
+            self._rescale_advantages(batch)
         return batch
+
+    def _rescale_advantages(self, batch):
+        """Advantages of a batch with replaced groups, in place, where their scale is that of the whole batch."""
+        rewards = self.accelerator.gather(batch.pop("rewards_per_func"))
+        if self.scale_rewards != "batch" and self.multi_objective_aggregation != "normalize_then_sum":
+            return
+        weights = self.reward_weights.to(rewards.device)
+        settings = (self.num_generations, self.scale_rewards, self.multi_objective_aggregation)
+        advantages = losses.batch_advantages(rewards, weights, *settings)
+        first = self.accelerator.process_index * len(batch["live"])
+        batch["advantages"] = advantages[first : first + len(batch["live"])]
 
     def _generate_single_turn(self, *args, **kwargs):
         """Lets transformers decode with our loop, in one autocast; tokens, padding and the cut at EOS stay TRL's."""

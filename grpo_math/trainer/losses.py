@@ -13,11 +13,14 @@ tensor([-1.0000,  0.3333,  0.3333,  0.3333])
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+from trl.trainer.utils import nanstd
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
 ADVANTAGES = ("mean", "mean_std", "leave_one_out")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 
 # How TRL's loss types weigh a token. Types in one line share the aggregation and differ in the per-token loss only.
 SEQUENCE_MEAN = ("grpo", "sapo")
@@ -92,20 +95,85 @@ def equal_reward_groups(rewards: torch.Tensor, num_generations: int) -> torch.Te
     return (highest <= lowest).repeat_interleave(num_generations)
 
 
-def dead_rows(rewards_per_func: torch.Tensor, weights: torch.Tensor, num_generations: int) -> torch.Tensor:
+def dead_rows(
+    rewards_per_func: torch.Tensor,
+    weights: torch.Tensor,
+    num_generations: int,
+    aggregation: str = "sum_then_normalize",
+) -> torch.Tensor:
     """
-    Which rows belong to a group whose weighted rewards are all equal ([`equal_reward_groups`]).
+    Which rows belong to a group whose rewards are all equal ([`equal_reward_groups`]): their weighted sums, or those of
+    every function where each is normalized on its own. Such a row's advantage is zero, and round-off in TRL.
 
     Args:
         rewards_per_func (`torch.Tensor` of shape `(B, F)`): Of the F reward functions; NaN where one does not apply.
         weights (`torch.Tensor` of shape `(F,)`).
         num_generations (`int`): G.
+        aggregation (`str`, defaults to `"sum_then_normalize"`): TRL's `multi_objective_aggregation`.
 
     Returns:
         `torch.Tensor` of shape `(B,)`, bool.
     """
+    _one_of("aggregation", aggregation, AGGREGATIONS)
+    if aggregation == "normalize_then_sum":
+        counted = rewards_per_func[:, weights != 0].unbind(dim=1)
+        equal = [equal_reward_groups(rewards, num_generations) for rewards in counted]
+        return torch.stack([torch.ones_like(rewards_per_func[:, 0], dtype=torch.bool), *equal]).all(dim=0)
+    return equal_reward_groups(_weighted_sums(rewards_per_func, weights), num_generations)
+
+
+def _weighted_sums(rewards_per_func: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sums over the functions that apply, shape (B,); NaN where none does."""
     summed = (rewards_per_func * weights).nansum(dim=1)
-    return equal_reward_groups(summed.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan), num_generations)
+    return summed.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+
+
+def batch_advantages(
+    rewards_per_func: torch.Tensor,
+    weights: torch.Tensor,
+    num_generations: int,
+    scale_rewards: str = "group",
+    aggregation: str = "sum_then_normalize",
+    epsilon: float = 1e-4,
+) -> torch.Tensor:
+    r"""
+    TRL's advantages of a whole generation batch, for a batch that is put together after TRL has scored its parts.
+
+    `sum_then_normalize`: $A_i = (r_i - \bar r_{group}) / (s + \epsilon)$ of the weighted sums $r$, with the standard
+    deviation $s$ of the group or of the batch, or without it. `normalize_then_sum` (GDPO, arXiv 2601.05242): each
+    function is first normalized in its group, and the weighted sum then over the batch.
+
+    Args:
+        rewards_per_func (`torch.Tensor` of shape `(B, F)`): Of the F reward functions; NaN where one does not apply.
+        weights (`torch.Tensor` of shape `(F,)`).
+        num_generations (`int`): G.
+        scale_rewards (`str`, defaults to `"group"`): TRL's: `"group"`, `"batch"` or `"none"`.
+        aggregation (`str`, defaults to `"sum_then_normalize"`): TRL's `multi_objective_aggregation`.
+        epsilon (`float`, defaults to `1e-4`): TRL's value.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`; zero where no function applies.
+    """
+    _one_of("scale_rewards", scale_rewards, ("group", "batch", "none"))
+    _one_of("aggregation", aggregation, AGGREGATIONS)
+
+    def grouped(reduce: Callable, rewards: torch.Tensor) -> torch.Tensor:
+        return reduce(rewards.view(-1, num_generations, *rewards.shape[1:]), dim=1).repeat_interleave(
+            num_generations, 0
+        )
+
+    if aggregation == "normalize_then_sum":
+        centred = rewards_per_func - grouped(torch.nanmean, rewards_per_func)
+        normalized = centred / (grouped(nanstd, rewards_per_func) + epsilon)
+        rewards = (normalized * weights).nansum(dim=1).masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        return ((rewards - rewards.nanmean()) / (nanstd(rewards) + epsilon)).nan_to_num(nan=0.0)
+    rewards = _weighted_sums(rewards_per_func, weights)
+    advantages = rewards - grouped(torch.nanmean, rewards)
+    if scale_rewards != "none":
+        advantages = advantages / (
+            (grouped(nanstd, rewards) if scale_rewards == "group" else nanstd(rewards)) + epsilon
+        )
+    return advantages.nan_to_num(nan=0.0)
 
 
 def importance_log_ratio(
