@@ -1,7 +1,9 @@
 """Shared fixtures. Nothing here needs a GPU, a hub or data outside the repository."""
 
+import contextlib
 import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -64,6 +66,24 @@ def gsm8k_folder(tmp_path):
     ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@contextlib.contextmanager
+def own_files_forgotten():
+    """Takes out again the tasks and modules that a test's own files bring."""
+    from grpo_math.tasks import TASKS
+
+    kept = dict(TASKS), dict(sys.modules), list(sys.path)
+    try:
+        yield
+    finally:
+        for name in set(TASKS) - set(kept[0]):
+            sys.modules.pop(TASKS.pop(name).__name__, None)
+        for name in set(sys.modules) - set(kept[1]):
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if str(Path(file).parent) in set(sys.path) - set(kept[2]):
+                del sys.modules[name]
+        sys.path[:] = kept[2]
 
 
 SHORT = ["--max_steps", "2", "--logging_steps", "1", "--heldout_size", "4", "--heldout_generations", "2"]

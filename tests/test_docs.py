@@ -2,17 +2,14 @@
 
 import json
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import RECIPES, ROOT
+from conftest import RECIPES, ROOT, own_files_forgotten
 
 from grpo_math import cli
-from grpo_math.tasks import TASKS
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -168,14 +165,12 @@ def test_the_reward_of_ones_own_pays_as_described():
 def test_the_task_of_ones_own_trains_as_printed(monkeypatch, tmp_path, capsys):
     (source,) = (block for block in code_blocks(YOUR_OWN, "python") if "parity" in block)
     (tmp_path / "parity.py").write_text(source, encoding="utf-8")
-    (command,) = (block for block in code_blocks(YOUR_OWN, "sh") if block.startswith("python parity.py"))
-    python, script, recipe, *words = shlex.split(command.replace("\\\n", " "))
-    assert (python, script, words[-2]) == ("python", "parity.py", "--output_dir")
-    monkeypatch.setitem(TASKS, "parity", None)  # taken out again after the test
-    monkeypatch.setattr(sys, "argv", [script, str(ROOT / recipe), *words[:-1], str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(tmp_path / "parity.py"), run_name="__main__")
-    assert stop.value.code == 0
+    (command,) = (block for block in code_blocks(YOUR_OWN, "sh") if "parity.py" in block)
+    program, train, recipe, *words = shlex.split(command.replace("\\\n", " "))
+    assert (program, train, words[-2]) == ("grpo-math", "train", "--output_dir")
+    monkeypatch.chdir(tmp_path)
+    with own_files_forgotten():
+        assert cli.main([train, str(ROOT / recipe), *words[:-1], str(tmp_path / "out")]) == 0
     assert "cannot read the task" in capsys.readouterr().out
     assert (tmp_path / "out" / "summary.json").exists()
 

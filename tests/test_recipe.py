@@ -234,7 +234,7 @@ def test_a_field_of_another_task_is_rejected(tmp_path, text):
 
 
 def test_unknown_task_is_rejected_with_its_place(tmp_path, tiny_recipe):
-    says = r"task: 'gsm9k' is not known; did you mean gsm8k\? \(choices: gsm8k, countdown\)"
+    says = r"task: 'gsm9k' is not known; did you mean gsm8k\? \(choices: gsm8k, countdown, or a file, my_task\.py\)"
     with pytest.raises(RecipeError, match=f"^command line: {says}$"):
         load_recipe(tiny_recipe, ["--task", "gsm9k"])
     path = write(tmp_path, "task: gsm9k\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo_math.errors import RecipeError, TaskError, nearest
 from grpo_math.recipe.schema import COMMAND_LINE, check_ranges, config_classes, fields, place_of
-from grpo_math.recipe.sources import checked_values, parse_overrides
+from grpo_math.recipe.sources import checked_values, is_launchable, parse_overrides
 from grpo_math.recipe.supervised import SFTSettings
 
 
@@ -178,6 +178,11 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
         # TRL makes one name a text, which peft reads as a pattern for a module's whole path
         model.lora_target_modules = [model.lora_target_modules]
     notes = [precision.note] if precision.note else []
+    if not is_launchable(path):
+        notes.append(
+            f"`accelerate launch {path}` would not run this file, which lacks the two lines of docs/your-own.md; "
+            f"`accelerate launch -m grpo_math {path}` does."
+        )
     return Recipe(Path(path), values, task, training, model, supervised, notes, overrides)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from grpo_math.errors import RecipeError
+from grpo_math.errors import RecipeError, TaskError
 from grpo_math.recipe.schema import COMMAND_LINE, check_name, coerce, fields, members
 
 LAUNCH_KEY = "launch"
@@ -95,17 +95,44 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, Any]:
 
 def checked_values(path: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe's values with the overrides on top, every name and type checked."""
+    sources = ((read_yaml(path), str(path), False), (parse_overrides(argv), COMMAND_LINE, True))
+    for values, place, _ in sources:
+        _find_files(values, place, Path(path).parent)
     known = fields()
     checked: dict[str, Any] = {}
-    for values, place, from_text in (
-        (read_yaml(path), str(path), False),
-        (parse_overrides(argv), COMMAND_LINE, True),
-    ):
+    for values, place, from_text in sources:
         for name, value in values.items():
             check_name(name, place, known)
             _, field, hint = known[name]
             checked[name] = coerce(name, value, hint, field, place, from_text)
     return checked
+
+
+def _find_files(values: dict[str, Any], place: str, folder: Path) -> None:
+    """Makes the names of files of `task` and `rewards` absolute, in place, and loads the task: it may bring fields."""
+    from grpo_math.tasks import files, get_task
+
+    def absolute_reward(name: Any) -> Any:
+        in_file = files.split_reward(name) if isinstance(name, str) else None
+        return f"{files.absolute(in_file[0], folder)}:{in_file[1]}" if in_file else name
+
+    try:
+        if files.is_file_name(values.get("task")):
+            values["task"] = files.absolute(values["task"], folder)
+            get_task(values["task"])
+        rewards = values.get("rewards")
+        if rewards is not None:
+            values["rewards"] = (
+                [*map(absolute_reward, rewards)] if isinstance(rewards, list) else absolute_reward(rewards)
+            )
+    except TaskError as error:
+        raise RecipeError(f"{place}: {error}") from error
+
+
+def is_launchable(path: str | Path) -> bool:
+    """Whether `accelerate launch PATH` runs the recipe: Python must see a string and a call in it."""
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return LAUNCH_HEAD in lines and LAUNCH_TAIL in lines
 
 
 def dump(values: dict[str, Any], comment: str) -> str:

@@ -47,19 +47,27 @@ def card(folder: Path, recipe: Recipe, summary: dict[str, Any]) -> str:
     }
     if on_hub(base):
         metadata = {"base_model": base, **metadata}
+    task = Path(recipe.task.task).stem  # of a file its name
     what = "A LoRA adapter for" if adapter else "Fine-tuned from"
     lines = [
         "---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "",
         f"# {folder.resolve().name}", "",
-        f"{what} {shown_name(base)}, trained on {recipe.task.task} by {method}: {summary['steps']} steps with "
+        f"{what} {shown_name(base)}, trained on {task} by {method}: {summary['steps']} steps with "
         "[TRL](https://github.com/huggingface/trl) and grpo-math.",
         *figures(summary),
         "", "## Settings", "",
-        *(f"- `{key}: {recipe.values[key]}`" for key in SHOWN if recipe.values.get(key) is not None), "",
+        *(f"- `{key}: {without_folders(recipe.values[key])}`" for key in SHOWN if recipe.values.get(key) is not None), "",
         "All of them are in `recipe.yaml`.",
         *loading(adapter, recipe),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def without_folders(value: Any) -> Any:
+    """A setting for others: of a file of one's own (`/some/where/my_rewards.py:f`) only the last part."""
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and ".py" in value else value
 
 
 def on_hub(name: str) -> bool:

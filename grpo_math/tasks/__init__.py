@@ -1,11 +1,7 @@
 """The math tasks: rows -> prompts and the columns that rewards see.
 
-A task is a module with the names that `grpo_math.tasks.base` lists, and an entry in `TASKS`. A script may add its own:
-
-    import my_task
-    from grpo_math.tasks import TASKS
-
-    TASKS["my_task"] = my_task
+A task is a module with the names that `grpo_math.tasks.base` lists: an entry in `TASKS`, or a file of one's own, which is
+named by its path (`task: my_task.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +15,7 @@ from typing import Any
 from grpo_math.errors import TaskError, nearest
 from grpo_math.tasks import countdown, gsm8k
 from grpo_math.tasks.base import THINK_PREFILL, TaskConfig, build_prompt, worked_solution
+from grpo_math.tasks.files import is_file_name, load_file
 from grpo_math.tasks.rewards import UpToNextProblem, resolve_reward, strict_and_lenient
 
 __all__ = [
@@ -35,13 +32,25 @@ __all__ = [
     "strict_and_lenient",
 ]
 
+# The names that every task has
+REQUIRED = ("ACCURACY", "DEFAULT_REWARDS", "ANSWER_NOTE", "load_rows", "problem_text", "example", "columns")
 TASKS: dict[str, ModuleType] = {"gsm8k": gsm8k, "countdown": countdown}
 
 
 def get_task(name: str) -> ModuleType:
-    """The task's module. Raises TaskError for an unknown name, with the known names."""
+    """The task's module, a file's by its path. Raises TaskError for an unknown name, with the known names."""
+    if is_file_name(name) and name not in TASKS:
+        task = load_file(name)
+        missing = [part for part in REQUIRED if not hasattr(task, part)]
+        if missing:
+            raise TaskError(
+                f"task: {name} is no task: it has no {', no '.join(missing)} (grpo_math/tasks/base.py lists them)"
+            )
+        TASKS[name] = task
     if name not in TASKS:
-        raise TaskError(f"task: {name!r} is not known{nearest(name, TASKS)} (choices: {', '.join(TASKS)})")
+        raise TaskError(
+            f"task: {name!r} is not known{nearest(name, TASKS)} (choices: {', '.join(TASKS)}, or a file, my_task.py)"
+        )
     return TASKS[name]
 
 

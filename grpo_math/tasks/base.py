@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,13 +40,21 @@ PromptStyle = Literal["think", "think_prefill", "boxed", "hash", "plain", "compa
 class TaskConfig:
     """The task's part of a recipe, as every task has it: which rows, which prompt style, which rewards."""
 
-    task: str = field(default="gsm8k", metadata={"help": "Name of the task: gsm8k or countdown."})
+    task: str = field(
+        default="gsm8k", metadata={"help": "Name of the task: gsm8k, countdown, or a file of your own: my_task.py."}
+    )
     dataset_path: str | None = field(
         default=None,
         metadata={
             "help": "Local folder, JSONL/JSON or parquet file to read instead of the hub data set; for countdown also "
             "`generated`. Environment variables GRPO_MATH_GSM8K and GRPO_MATH_COUNTDOWN do the same."
         },
+    )
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of your rows that holds the problem (default: question)."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of your rows that holds the answer (default: answer)."}
     )
     prompt_style: PromptStyle = field(
         default="think",
@@ -57,7 +66,8 @@ class TaskConfig:
     rewards: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions: names from grpo_math.rewards or dotted import paths. Weighted by reward_weights."
+            "help": "Reward functions: names from grpo_math.rewards, functions in files (my_rewards.py:f) or dotted import "
+            "paths. Weighted by reward_weights."
         },
     )
     train_size: int | None = field(default=None, metadata={"help": "Train on this many rows at most (default: all)."})
@@ -110,9 +120,10 @@ def read_rows(
     """
     local = config.dataset_path or os.environ.get(env)
     if local is not None:
-        return _read_local(
+        raw = _read_local(
             Path(local).expanduser(), file_stem or split, wanted, "dataset_path" if config.dataset_path else env
         )
+        return RawRows(renamed(raw, config, wanted), raw.source)
     from datasets import load_dataset
 
     name, subset = hub
@@ -124,7 +135,24 @@ def read_rows(
             f"{str(error).splitlines()[0] if str(error) else ''} -- offline? Point at a local copy with {wanted}: "
             f"`--dataset_path FOLDER_OR_FILE` (JSONL or parquet) or the environment variable {env}."
         ) from error
-    return RawRows(rows.to_list(), f"{name}, split {split}")
+    raw = RawRows(rows.to_list(), f"{name}, split {split}")
+    return RawRows(renamed(raw, config, wanted), raw.source)
+
+
+def renamed(raw: RawRows, config: TaskConfig, wanted: str) -> list[dict]:
+    """The rows with `question_column` and `answer_column` under the names that the task reads, `question` and `answer`.
+
+    Raises:
+        TaskError: for a column that a row has not, or a task that reads other columns.
+    """
+    given = {"question": config.question_column, "answer": config.answer_column}
+    given = {name: column for name, column in given.items() if column is not None}
+    for name, column in given.items():
+        if name not in re.findall(r"\w+", wanted):
+            raise TaskError(f"{name}_column: {column} has no effect with task {config.task}, which reads the {wanted}")
+    for i, row in enumerate(raw.rows):
+        check_columns(row, list(given.values()), f"{raw.source}, row {i}")
+    return [{**row, **{name: row[column] for name, column in given.items()}} for row in raw.rows]
 
 
 def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:

@@ -10,10 +10,12 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import FunctionType
 
 from grpo_math import rewards
 from grpo_math.errors import TaskError, nearest
 from grpo_math.tasks.base import PLAIN_STOP, PromptStyle
+from grpo_math.tasks.files import load_file, split_reward
 
 
 class UpToNextProblem:
@@ -38,7 +40,8 @@ def resolve_reward(name: str, style: PromptStyle) -> Callable:
     """A reward function by its name.
 
     Args:
-        name: a function of `grpo_math.rewards` (short name), or a dotted import path.
+        name: a function of `grpo_math.rewards` (short name), a function in a file (`my_rewards.py:brevity`), or a dotted
+            import path.
         style: the prompt style. `plain` and `compact` ask for no marker, so a bare answer counts (`allow_bare=True`).
             A `plain` completion ends where the next "Problem:" begins.
 
@@ -46,7 +49,13 @@ def resolve_reward(name: str, style: PromptStyle) -> Callable:
         TaskError: for an unknown name, with the known names, or for an object that is not a named function.
     """
     bare = style in ("plain", "compact")
-    if "." in name:
+    in_file = split_reward(name)
+    if in_file:
+        reward = getattr(load_file(in_file[0]), in_file[1], None)
+        if not callable(reward) or not hasattr(reward, "__name__"):
+            named = ", ".join(n for n, v in vars(load_file(in_file[0])).items() if isinstance(v, FunctionType))
+            raise TaskError(f"rewards: {in_file[0]} has no function {in_file[1]!r}; it has {named or 'none'}")
+    elif "." in name:
         module_name, _, attribute = name.rpartition(".")
         if os.getcwd() not in sys.path:  # as `trl grpo` does: the user's module is beside the recipe
             sys.path.insert(0, os.getcwd())
@@ -68,8 +77,8 @@ def resolve_reward(name: str, style: PromptStyle) -> Callable:
     else:
         known = ", ".join(rewards.REWARDS)
         raise TaskError(
-            f"rewards: {name!r} is not known{nearest(name, rewards.REWARDS)} (choices: {known}, or a dotted path such as "
-            "my_module.my_reward)"
+            f"rewards: {name!r} is not known{nearest(name, rewards.REWARDS)} (choices: {known}, a function in a file such "
+            "as my_rewards.py:my_reward, or a dotted path such as my_module.my_reward)"
         )
     return UpToNextProblem(reward) if style == "plain" else reward
 
