@@ -357,5 +357,5 @@ def _generate_heldout(trainer: Any, tracker: Tracker, prompt_length: int, rows: 
     tracker.group_size, length = 1, trainer.max_completion_length
     settings = {**sampling_of(trainer.args), "do_sample": True, "max_new_tokens": length, "eos_token_id": None}
     passes = patches.two_forward_passes(policy, tracker, length) if fake_tensors else contextlib.nullcontext()
-    with passes, trainer.accelerator.autocast():  # as held-out accuracy is measured
+    with passes, trainer.autocast():  # as held-out accuracy is measured
         generate(policy, trainer.processing_class, ids, rows, **settings)

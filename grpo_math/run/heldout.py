@@ -36,7 +36,7 @@ def measure_heldout(run: Prepared, label: str) -> Accuracy | None:
             gather_deepspeed3_params=args.ds3_gather_for_generation,
             gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         ) as model,
-        trainer.accelerator.autocast(),
+        trainer.autocast(),
     ):
         return measure(
             model,

@@ -100,6 +100,12 @@ class GRPOMathTrainer(GRPOTrainer):
                 "not with tools, environment_factory, rollout_func or images. Set dynamic_sampling=0."
             )
 
+    @contextlib.contextmanager
+    def autocast(self):
+        """Inside the context forward passes have the precision of training, also those of `generate`."""
+        with self.accelerator.autocast(), self._input_casts.off():
+            yield
+
     # --- rewards and the generation batch ---
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -175,8 +181,7 @@ class GRPOMathTrainer(GRPOTrainer):
         with contextlib.ExitStack() as stack:
             if self._saving["cast_weights_once"] and exactness.one_autocast_blocked_by(self) is None:
                 # It ends before the optimizer changes the weights, whose casts it keeps
-                stack.enter_context(self.accelerator.autocast())
-                stack.enter_context(self._input_casts.off())
+                stack.enter_context(self.autocast())
             if share_prefill or drop_finished:
                 if reason := exactness.decode_blocked_by(self):
                     self._warn_once(f"share_prefill and drop_finished are disabled because {reason}.")
