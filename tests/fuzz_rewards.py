@@ -1,17 +1,19 @@
 """Fuzz target: random texts against the promises of the rewards. Run: `python tests/fuzz_rewards.py --seconds 60`.
 
 A text is a random sequence of markers, digits, brackets, LaTeX and other scripts, or a mutation of an earlier text. For
-each text nothing is raised, outcomes are consistent, layout and thinking around it change nothing, only the last
-statement is rewarded, and time is bounded. The first text that breaks a promise ends the run.
+each text nothing is raised, the shortcut for plain numbers changes nothing, outcomes are consistent, layout and thinking
+around it change nothing, only the last statement is rewarded, and time is bounded. The first text that breaks a promise
+ends the run.
 """
 
 import argparse
 import random
+import re
 import sys
 import time
 from fractions import Fraction
 
-from grpo_math.answers import extract
+from grpo_math.answers import Extraction, extract, reading
 from grpo_math.expressions import evaluate
 from grpo_math.rewards import (
     countdown_accuracy,
@@ -51,10 +53,21 @@ def random_text(rng: random.Random, pieces: list[str], corpus: list[str]) -> str
     return text * rng.choice((1, 1, 1, 1, 2, 50)) if len(text) < 200 else text
 
 
+def extract_without_shortcut(text: str, allow_bare: bool = False) -> Extraction:
+    """Extract with tokens alone, without the shortcut for contents that are a plain number."""
+    shortcut = reading._PLAIN
+    reading._PLAIN = re.compile(r"(?!)")
+    try:
+        return extract(text, allow_bare=allow_bare)
+    finally:
+        reading._PLAIN = shortcut
+
+
 def check_answer(text: str, rng: random.Random) -> None:
     """Check the extraction and the GSM8K and format rewards on one text."""
     for allow_bare in (False, True):
         found = extract(text, allow_bare=allow_bare)
+        assert found == extract_without_shortcut(text, allow_bare), found
         assert found.status in STATUSES, found
         assert (found.value is None) == (found.status != "ok"), found
         assert (found.span is None) == (found.form is None) == (found.status == "none"), found

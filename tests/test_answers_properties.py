@@ -1,5 +1,6 @@
 """What holds for the extraction from every text: consistency, thinking, and a slow reference."""
 
+from fuzz_rewards import extract_without_shortcut
 from hypothesis import example, given
 from hypothesis import strategies as st
 from reward_texts import value
@@ -31,6 +32,14 @@ def test_extraction_never_raises_and_is_consistent(text, allow_bare):
     assert found.form in (*FORMS, "bare", None)
     if found.form == "bare":
         assert allow_bare
+
+
+@given(texts, st.booleans())
+@example("#### 1,450.", False)
+@example("\\boxed{$0018.50 }", False)
+def test_shortcut_for_plain_numbers_agrees_with_the_tokens(text, allow_bare):
+    found = extract(text, allow_bare=allow_bare)
+    assert found == extract_without_shortcut(text, allow_bare)
 
 
 @given(texts)

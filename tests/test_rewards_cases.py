@@ -1,6 +1,6 @@
 """Agreement with the labelled cases in `reward_cases/`: completions in the styles that small models write.
 
-`gsm8k.jsonl` has completion, gold and style (the marker of the final answer), `countdown.jsonl` nums, target and mode.
+`gsm8k_*.jsonl` have completion, gold and style (the marker of the final answer), `countdown.jsonl` nums, target and mode.
 `label` is 1 for a completion to pay. `why` begins with the convention: V value, X other value, F final statement, H hedge,
 T thinking, P percent is a unit, N no answer.
 """
@@ -13,13 +13,13 @@ from reward_texts import read_jsonl
 from grpo_math.rewards import get_countdown_accuracy, gsm8k_accuracy
 
 CASES = Path(__file__).parent / "reward_cases"
+GSM8K = [case for path in sorted(CASES.glob("gsm8k_*.jsonl")) for case in read_jsonl(path)]
 
 
 def test_gsm8k_accuracy_agrees_with_the_labelled_cases():
-    cases = read_jsonl(CASES / "gsm8k.jsonl")
-    paid = gsm8k_accuracy([case["completion"] for case in cases], answer=[case["gold"] for case in cases])
-    wrong = [(case["id"], p) for case, p in zip(cases, paid, strict=True) if p != case["label"]]
-    assert len(wrong) <= 0.01 * len(cases), wrong
+    paid = gsm8k_accuracy([case["completion"] for case in GSM8K], answer=[case["gold"] for case in GSM8K])
+    wrong = [(case["id"], p) for case, p in zip(GSM8K, paid, strict=True) if p != case["label"]]
+    assert len(wrong) <= 0.02 * len(GSM8K), wrong
     assert not any(p for _, p in wrong), wrong
 
 
@@ -33,7 +33,7 @@ def test_countdown_accuracy_agrees_with_the_labelled_cases():
 
 
 def test_labelled_cases_hold_both_labels_in_every_style_with_a_marker():
-    labels = Counter((case["style"], case["label"]) for case in read_jsonl(CASES / "gsm8k.jsonl"))
+    labels = Counter((case["style"], case["label"]) for case in GSM8K)
     for style in ("hash", "box", "tag", "bold", "phrase", "label"):
         assert labels[style, 0] >= 8, style
         assert labels[style, 1] >= 8, style

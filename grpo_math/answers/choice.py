@@ -1,9 +1,8 @@
 """Chooses the marker that decides, and detects another value beside it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
-from itertools import chain
 
 from grpo_math.answers.markers import STRONG, WINDOW, Marker, Reader, Reading, Stated
 from grpo_math.answers.tokens import parse_number
@@ -27,13 +26,13 @@ _JOINING = re.compile(
 Item = tuple[Marker, Reading]
 
 
-def final_reading(text: str, markers: Iterator[Marker], read: Reader) -> Stated | None:
+def final_reading(text: str, found: Iterable[Marker], read: Reader) -> Stated | None:
     """Return what the deciding marker states, `"hedged"` if another value stands beside it.
 
     Args:
         text (`str`):
             A text without its thinking.
-        markers (`Iterator[Marker]`):
+        found (`Iterable[Marker]`):
             The markers of the text, the last one first.
         read (`Callable`):
             `read(text, marker, limit)` reads a marker's content up to `limit`. It returns `None` if the candidate is
@@ -42,23 +41,21 @@ def final_reading(text: str, markers: Iterator[Marker], read: Reader) -> Stated 
     Returns:
         `Stated`, or `None` without a marker.
     """
-    items = _read_all(text, markers, read)
-    final = next(items, None)
+    markers = list(found)
+    final, i = _item_before(text, markers, 0, len(text), read)
     if final is None:
         return None
-    rule, later, earlier = "last marker", [], items
+    rule, later = "last marker", 0
     if final[0].form in ("phrase", "a_colon"):
-        weak = [final]
-        for item in items:
-            if item[0].form in STRONG and item[1].status != "malformed":
-                if _CORRECTION.search(text, _end(item), final[0].begin):
-                    weak.append(item)
-                else:
-                    rule, final, later = "outranked", item, weak[::-1]
+        for k in range(i, len(markers)):
+            if markers[k].form not in STRONG:
+                continue
+            reading = read(text, markers[k], markers[k - 1].begin)
+            if reading is not None and reading.status != "malformed":
+                strong = (markers[k], reading)
+                if not _CORRECTION.search(text, _end(strong), final[0].begin):
+                    rule, final, later, i = "outranked", strong, k, k + 1
                 break
-            weak.append(item)
-        if not later:
-            earlier = chain(weak[1:], items)
     marker, reading = final
     if reading.status == "hedged":
         rule = "two values"
@@ -67,31 +64,33 @@ def final_reading(text: str, markers: Iterator[Marker], read: Reader) -> Stated 
     elif reading.status == "ok":
         if _alternative_before(text, marker.begin, reading.value):
             rule = "two values"
-        elif _differs(text, final, earlier, later):
+        elif _differs_before(text, final, markers, i, read) or _differs_after(text, final, markers[:later], read):
             rule = "two markers"
         if rule in ("two values", "two markers"):
             reading = Reading(None, "hedged", reading.span)
     return Stated(marker.form, reading, rule)
 
 
-def _read_all(text: str, markers: Iterator[Marker], read: Reader) -> Iterator[Item]:
-    """Yield the markers that state something, the last one first. One that only introduces the next is part of it."""
-    item, edge = None, len(text)
-    for marker in markers:
+def _item_before(
+    text: str, markers: list[Marker], i: int, edge: int, read: Reader
+) -> tuple[Item, int] | tuple[None, int]:
+    """Return the first of `markers[i:]` that states something before `edge`, and the index after it.
+
+    An open marker directly before it introduces it, and is part of it: `The answer is \\boxed{18}`.
+    """
+    while i < len(markers):
+        marker = markers[i]
         reading = read(text, marker, edge)
+        i += 1
         if reading is None:
             continue
-        edge = marker.begin
-        if item is not None:
-            start = item[0].begin
-            introduces = not marker.closed and start - marker.start < WINDOW
-            if introduces and reading.value is None and not text[marker.start : start].strip(_OPENING_MARKUP):
-                item = (item[0]._replace(begin=edge), item[1])  # the answer is \\boxed{18}
-                continue
-            yield item
-        item = (marker, reading)
-    if item is not None:
-        yield item
+        while i < len(markers) and not markers[i].closed and marker.begin - markers[i].start < WINDOW:
+            if text[markers[i].start : marker.begin].strip(_OPENING_MARKUP):
+                break
+            marker = marker._replace(begin=markers[i].begin)
+            i += 1
+        return (marker, reading), i
+    return None, i
 
 
 def _end(item: Item) -> int:
@@ -100,22 +99,30 @@ def _end(item: Item) -> int:
     return marker.end if marker.closed else reading.span[1]
 
 
-def _differs(text: str, final: Item, earlier: Iterable[Item], later: Iterable[Item]) -> bool:
-    """Whether a marker with another value is joined to the final one, directly or through markers of the same value."""
+def _differs_before(text: str, final: Item, markers: list[Marker], i: int, read: Reader) -> bool:
+    """Whether one of `markers[i:]` is joined to the final one, maybe through markers of its value, and differs."""
     edge = final[0].begin
-    for item in earlier:
-        if not _joined(text, _end(item), edge):
-            break
+    while i < len(markers) and (markers[i].end if markers[i].closed else markers[i].start + WINDOW) > edge - _MAX_GAP:
+        item, i = _item_before(text, markers, i, edge, read)
+        if item is None or not _joined(text, _end(item), edge):
+            return False
         if _is_other(text, item[1], final[1], _end(item), edge):
             return True
         edge = item[0].begin
+    return False
+
+
+def _differs_after(text: str, final: Item, later: list[Marker], read: Reader) -> bool:
+    """Whether a phrase or label that the final marker outranks is joined to it and differs."""
     edge = _end(final)
-    for item in later:
-        if not _joined(text, edge, item[0].begin):
-            break
-        if _is_other(text, item[1], final[1], edge, item[0].begin):
-            return True
-        edge = _end(item)
+    for k in range(len(later) - 1, -1, -1):
+        if not _joined(text, edge, later[k].begin):
+            return False
+        reading = read(text, later[k], later[k - 1].begin if k else len(text))
+        if reading is not None:
+            if _is_other(text, reading, final[1], edge, later[k].begin):
+                return True
+            edge = _end((later[k], reading))
     return False
 
 

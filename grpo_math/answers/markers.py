@@ -206,7 +206,7 @@ def _statement_at(text: str, at: int) -> Marker | None:
 
 
 _LABEL = re.compile(
-    r"""(?: (?:答案|答え|정답) | \b(?:ответ|respuesta|réponse|antwort)\b )
+    r"""(?: (?:答案|答え|정답) | \b(?:ответ|respuesta|réponse|antwort)\b (?:\ finale?)? )
         [*_]{0,2} (?: \s?[:：][*_]{0,2} | \s?[是は] | \ (?:es|est|ist|lautet)\b )
       | ^[#>*_ \t]{0,8} (?:ans|(?:final\ )?(?:result|value))\b [*_]{0,2} \s?[:=] [*_]{0,2}
     """,

@@ -11,6 +11,7 @@ from grpo_math.answers.numbers import arithmetic, starts_number
 from grpo_math.answers.tokens import Token
 from grpo_math.answers.words import (
     BOUNDS,
+    EXPLAINING,
     FILLERS,
     JOINERS,
     MINUS_WORDS,
@@ -99,6 +100,9 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
             part = Part([[]], offered, after_end, remark=remark)
         elif kind == "equals":
             part.sides.append([])
+        elif value in EXPLAINING and (parts or any(token[0] in NUMBERS for token in side)):
+            while i + 1 < len(tokens) and tokens[i + 1][0] != "end":
+                i += 1
         elif starts_number(tokens, i) and not (kind == "open" and any(token[0] in NUMBERS for token in side)):
             number, after = arithmetic(tokens, i)
             if number is None and kind == "open":
@@ -137,7 +141,7 @@ def statement(part: Part) -> Statement:
     if final.status == "ok" and any(value != final.value for value in exact):
         return Statement("malformed", span=final.span)
     if final is not sides[0]:
-        final.prose = False  # x = 18
+        final.prose = sides[0].prose and sides[0] is numeric[0]  # not in x = 18
     final.computed = final.computed or any(side.computed for side in numeric)
     return final
 
@@ -163,14 +167,22 @@ def _side(tokens: list[Token]) -> Statement:
     kind, value, start, stop = tokens[at]
     if value is None or numbered:
         return Statement("malformed", None, (start, stop), prose)
+    if at and tokens[at - 1][0] == "word" and tokens[at - 1][3] == start:
+        status = "malformed"  # f(18)
     found = Statement(status, value * sign, (start, stop), prose, 0, kind == "computed")
-    before = ""
-    for k, (kind, other, begin, _) in enumerate(tokens[at + 1 :], at + 1):
+    rest, before = tokens[at + 1 :], ""
+    if (
+        status == "ok"
+        and rest
+        and rest[0][0] == "op"
+        and rest[0][1] in "+*"
+        and (len(rest) == 1 or rest[1][0] == "word")
+    ):
+        found.status = "malformed"  # 10 + John's age
+    for kind, other, begin, _ in rest:
         if kind == "word":
-            multiple = begin == stop and other in VARIABLES  # 18x
-            sum_with_words = k == at + 2 and tokens[k - 1][0] == "op" and tokens[k - 1][1] in "+*"  # 10 + John's age
-            if status == "ok" and (multiple or sum_with_words):
-                found.status = "malformed"
+            if status == "ok" and begin == stop and other in VARIABLES:
+                found.status = "malformed"  # 18x
             found.words += 1
             before = other
         elif kind == "relation" and not found.words and status == "ok":

@@ -76,7 +76,7 @@ def _with_offers_after(text: str, end: int, limit: int, reading: Reading) -> Rea
 
 # White space, markup and the opening of a formula, then the first character of the content.
 _CONTENT = re.compile(r"(?:[\s*_`:>#$]|\\[\[(])*([^\s*_`:>#$])")
-_HEADING = re.compile(r"[\s*]*\d{1,2}[.)]\s+[^\W\d][^\n.?!]*(?:\n|\Z)")  # #### 2. Money
+_HEADING = re.compile(r"[\s*]*\d{1,2}[.):]\s+[^\W\d][^\n.?!]*(?:\n|\Z)")  # #### 2. Money
 # Words after a number that speak about the answer: "The answer is 100% correct", "2 times the eggs".
 _COMPARISON = re.compile(
     r"[%\s]*(?:(?:correct|right|sure|certain|accurate)\b|times\s+(?:the|as|a|an|more|his|her|their|\d)"

@@ -81,6 +81,8 @@ _COMMAND = re.compile(
     r"|\^\s?\{?\s?(?:\\?circ|th|st|nd|rd)\s?\}?"
 )
 
+_SUBSCRIPT = re.compile(r"(?<=[^\W\d_])_(?:\{[^{}]{0,20}\}|\w{1,3})")  # P_1, a_{10}
+
 Token = tuple[str, object, int, int]  # kind, value, start, stop
 
 
@@ -111,6 +113,8 @@ def without_layout(piece: str) -> str:
         piece = _ENTITY.sub(_entity, piece)
     if "~" in piece or "<" in piece or "\\" in piece:
         piece = _TAGS.sub(_blank, _STRUCK.sub(_blank, piece))
+    if "_" in piece:
+        piece = _SUBSCRIPT.sub(_blank, piece)
     if "\\" in piece or "{,}" in piece:
         piece = _SEPARATOR.sub(lambda match: "_" * len(match.group()), piece)
         for _ in range(4):  # nested groups

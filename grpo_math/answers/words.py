@@ -19,7 +19,7 @@ FILLERS = _words(
 LEAD_INS = _words("a so thus therefore hence then finally the my final correct answer result is that it mathrm text")
 NEGATIONS = _words("not no never neither nor isn't cannot can't without except")
 # The number is a limit and not the value: "at least 18".
-BOUNDS = _words("less more fewer greater larger smaller than least most under over below above between within")
+BOUNDS = _words("less more fewer greater larger smaller than least most up under over below above between within")
 # State that there is no number: "the answer is unknown".
 NO_VALUE = _words("unknown none nan null nil undefined inf infinity infinite impossible unclear missing empty")
 # Their number is an index: "Step 7".
@@ -27,5 +27,7 @@ NUMBERED = _words("step steps question problem example part page chapter line no
 MINUS_WORDS = _words("negative minus")
 # Begin a phrase whose number is no alternative: "18 eggs in 2 days".
 PREPOSITIONS = _words("in per for at of on from by after before with out over than every each within during times if")
+# Begin an explanation, whose numbers are not the answer: "18, since 16 - 7 = 9".
+EXPLAINING = _words("because since given assuming where")
 # Letters after a number that make it a multiple: "18x".
 VARIABLES = _words("x y z n")
