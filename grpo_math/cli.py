@@ -151,7 +151,7 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from grpo_math.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, overrides)
+    recipe = load_recipe(args.recipe, overrides, reading=True)
     from grpo_math.run.heldout import evaluate
 
     console = Console(highlight=False, soft_wrap=True)

@@ -94,7 +94,7 @@ def _measure_here(job: dict) -> dict:
 
     from grpo_math.memory.step import run_one_step
 
-    recipe = load_recipe(job["path"], job["argv"])
+    recipe = load_recipe(job["path"], job["argv"], reading=True)
     device = recipe.training.device
     peaks: dict[str, int] = {}
     phases: list[str] = []

@@ -83,6 +83,27 @@ def check_adapter(values: dict[str, Any], overrides: frozenset[str], path: str |
             )
 
 
+def without_own_code(values: dict[str, Any], overrides: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """
+    A recipe's values without those that make transformers run code of a model's repository, and notes on what was left out.
+
+    Only launching a recipe is running a program. Who reads one may say `--trust_remote_code true` on the command line.
+    """
+    values, notes = dict(values), []
+    inner = values.get("model_init_kwargs")
+    if isinstance(inner, dict) and "trust_remote_code" in inner and "model_init_kwargs" not in overrides:
+        values["model_init_kwargs"] = {name: value for name, value in inner.items() if name != "trust_remote_code"}
+    left_out = []
+    if "trust_remote_code" not in overrides and values.pop("trust_remote_code", False):
+        left_out.append("trust_remote_code")
+    if "/" in str(values.get("attn_implementation")) and "attn_implementation" not in overrides:
+        left_out.append("attn_implementation")  # a kernel from a repository on the hub
+        del values["attn_implementation"]
+    for name in left_out:
+        notes.append(f"{name} of the recipe is left out, since it is only read: give --{name} to run that code.")
+    return values, notes
+
+
 def task_class(values: dict[str, Any], overrides: frozenset[str], path: str | Path) -> type:
     """The settings class of the recipe's task.
 
@@ -110,14 +131,15 @@ def task_class(values: dict[str, Any], overrides: frozenset[str], path: str | Pa
     return cls
 
 
-def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = False) -> Recipe:
+def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = False, reading: bool = False) -> Recipe:
     """Read, check and build a recipe.
 
     Args:
         path: the YAML file.
         argv: overrides, `["--max_steps", "10"]`.
         planned: for a CUDA device with bfloat16 that need not be here: precision as there, everything placed on the CPU
-            (float16 becomes bfloat16, which is as large and which a CPU has).
+            (float16 becomes bfloat16, which is as large and which a CPU has). Implies `reading`.
+        reading: nothing is trained: code that the file asks to run is not run (`without_own_code`).
 
     Raises:
         RecipeError: for anything in it that is wrong.
@@ -127,8 +149,9 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
 
     from grpo_math.models import choose_precision, native_bf16
 
-    values = checked_values(path, argv)
+    values = checked_values(path, argv, planned or reading)
     overrides = frozenset(parse_overrides(argv))
+    values, notes = without_own_code(values, overrides) if planned or reading else (values, [])
     check_ranges(values, overrides, path)
     check_adapter(values, overrides, path)
     task_settings = task_class(values, overrides, path)
@@ -177,7 +200,7 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
     if isinstance(model.lora_target_modules, str) and model.lora_target_modules.isidentifier():
         # TRL makes one name a text, which peft reads as a pattern for a module's whole path
         model.lora_target_modules = [model.lora_target_modules]
-    notes = [precision.note] if precision.note else []
+    notes += [precision.note] if precision.note else []
     if not is_launchable(path):
         notes.append(
             f"`accelerate launch {path}` would not run this file, which lacks the two lines of docs/your-own.md; "

@@ -14,6 +14,7 @@ unless the file is the main script (spawned worker processes import it again).
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Sequence
@@ -93,9 +94,18 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, Any]:
     return {name: "true" if not words else words[0] if len(words) == 1 else words for name, words in overrides.items()}
 
 
-def checked_values(path: str | Path, argv: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe's values with the overrides on top, every name and type checked."""
+def checked_values(path: str | Path, argv: Sequence[str] = (), reading: bool = False) -> dict[str, Any]:
+    """
+    The recipe's values with the overrides on top, every name and type checked.
+
+    With `reading` a task in a Python file is refused where the file alone names it: it would be run.
+    """
     sources = ((read_yaml(path), str(path), False), (parse_overrides(argv), COMMAND_LINE, True))
+    if reading and "task" not in sources[1][0] and str(sources[0][0].get("task")).endswith(".py"):
+        raise RecipeError(
+            f"{path}: task: {sources[0][0]['task']} is a program, and reading a recipe runs none of its own: give "
+            f"--task {sources[0][0]['task']} to run it"
+        )
     for values, place, _ in sources:
         _find_files(values, place, Path(path).parent)
     known = fields()
@@ -135,7 +145,53 @@ def is_launchable(path: str | Path) -> bool:
     return LAUNCH_HEAD in lines and LAUNCH_TAIL in lines
 
 
+# The first two lines are always these: Python would obey an encoding that a comment there names
+DUMP_HEAD = """\
+# A recipe, as a run wrote it: YAML and a Python script at once.
+# To launch it is to run a program: launch only what you trust.
+"""
+
+
+class _QuotedDumper(yaml.SafeDumper):
+    """Writes every text that is not a plain word in double quotes and ASCII, so that it cannot end Python's string."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if re.fullmatch(r"[\w ./:@+-]+", text, re.ASCII) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_QuotedDumper.add_representer(str, _quoted)
+
+
 def dump(values: dict[str, Any], comment: str) -> str:
-    """Values as a launchable recipe, without the checkpoint to resume from, which belongs to the command."""
+    """
+    Values as a launchable recipe, without the checkpoint to resume from, which belongs to the command.
+
+    Whatever the values and the comment hold, Python sees one string and one call, and YAML reads the same values back:
+    a text with a quote, a backslash, a line end or a character beyond ASCII is escaped.
+
+    Raises:
+        ValueError: For a value that no quoting makes safe; there is none that is known.
+    """
     values = {name: value for name, value in values.items() if name != "resume_from_checkpoint"}
-    return f"# {comment}\n{LAUNCH_HEAD}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}{LAUNCH_TAIL}\n"
+    body = yaml.dump(values, Dumper=_QuotedDumper, sort_keys=False, allow_unicode=False, width=float("inf"))
+    body = body if values else ""
+    comment = ascii(comment)[1:-1].replace('"', "'").replace("\\", "/")
+    text = f"{DUMP_HEAD}{LAUNCH_HEAD}\n# {comment}\n{body}{LAUNCH_TAIL}\n"
+    if not _is_one_string_and_one_call(text):
+        raise ValueError("these values cannot be written as a recipe that is also a Python script")
+    return text
+
+
+def _is_one_string_and_one_call(text: str) -> bool:
+    """Whether Python sees in a recipe's text what it sees in an empty recipe, but for the one string."""
+    try:
+        trees = [ast.parse(source.encode()) for source in (text, f"{LAUNCH_HEAD}\n{LAUNCH_TAIL}\n")]
+    except (SyntaxError, ValueError):
+        return False
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.annotation, ast.Constant):
+                node.annotation.value = ""
+    return ast.dump(trees[0]) == ast.dump(trees[1])

@@ -75,8 +75,10 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
     folder = Path(recipe.training.output_dir)
 
     # Check before loading
-    rewards = resolve_rewards(recipe.task.rewards, recipe.task)
     accuracy = get_task(recipe.task.task).ACCURACY
+    if not training:  # the recipe's own reward functions are code, and are not needed
+        recipe.training.reward_weights = None
+    rewards = resolve_rewards(recipe.task.rewards if training else [accuracy], recipe.task)
     scorers = Scorers(
         *resolve_rewards([accuracy], recipe.task), *strict_and_lenient(accuracy, recipe.task.prompt_style)
     )

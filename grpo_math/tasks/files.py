@@ -67,9 +67,11 @@ def load_file(name: str) -> ModuleType:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does
+    except (Exception, SystemExit) as error:  # whatever the user's file does
         del sys.modules[module_name]
-        raise TaskError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise TaskError(
+            f"{name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     return module
 
 
