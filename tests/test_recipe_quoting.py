@@ -1,6 +1,7 @@
 """A run's recipe.yaml holds values and no code, whatever the values are; and reading a recipe runs none of its code."""
 
 import ast
+import itertools
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_local_data")
 BREAKS = ['"""', "'''", '\\"""', "\\", "\n", "\r", "\x0c", "\x00", "\x85", "\u2028", "\ufeff", "\ud800", "# ", ": ", "- ", "\t",
           "coding: utf-7", "+ACIAIgAi-", '"', "'", "{", "[",
           "&a ", "*a", "!!python/object/apply:os.system", "%YAML", "---", "..."]  # fmt: skip
+NUMBERS = itertools.count()
 CODE = '\n""";import os;os.mkdir("ran")\nx = r"""'
 hostile = st.lists(st.one_of(st.sampled_from(BREAKS), st.just(CODE), st.text(max_size=3)), max_size=6).map("".join)
 plain = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.none(), hostile)
@@ -70,12 +72,17 @@ def test_a_run_in_a_hostile_folder_writes_a_recipe_that_goes_on(tiny_recipe, tmp
 
 
 @pytest.fixture
-def trap(tmp_path, monkeypatch):
+def trap_name():
+    """A module's name that no other test has: Python imports a module of one name once."""
+    return f"trap_{next(NUMBERS)}"
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch, trap_name):
     """A recipe whose reward function and model would leave the file `ran` if their code were run."""
     monkeypatch.chdir(tmp_path)
     code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
-    sys.modules.pop("trap_reward", None)  # Python imports a module once
-    (tmp_path / "trap_reward.py").write_text(
+    (tmp_path / f"{trap_name}.py").write_text(
         f"{code}def reward(completions, **kwargs):\n    return [0.0] * len(completions)\n"
     )
     from grpo_math.tiny_model import tiny_model_folder
@@ -88,12 +95,13 @@ def trap(tmp_path, monkeypatch):
     names = {"AutoConfig": "trap_model.Config", "AutoModelForCausalLM": "trap_model.Model"}
     (model / "config.json").write_text(json.dumps({**config, "auto_map": names}))
     (model / "trap_model.py").write_text(
-        f"{code}from transformers import LlamaConfig as Config\nfrom transformers import LlamaForCausalLM as Model\n"
+        f"{code}from transformers import LlamaConfig, LlamaForCausalLM\nclass Config(LlamaConfig): pass\n"
+        "class Model(LlamaForCausalLM): config_class = Config\n"
     )
     recipe = tmp_path / "trap.yaml"
     values = read_yaml(ROOT / "recipes" / "countdown_tiny.yaml")
     values.update(
-        model_name_or_path=str(model), rewards=["trap_reward.reward"], trust_remote_code=True, reward_weights=[2.0]
+        model_name_or_path=str(model), rewards=[f"{trap_name}.reward"], trust_remote_code=True, reward_weights=[2.0]
     )
     values.update(output_dir=str(tmp_path / "out"), heldout_size=4)
     recipe.write_text(dump(values, "a trap"))
@@ -115,6 +123,20 @@ def test_the_command_line_may_ask_for_the_models_code(trap):
     )
     given_too = load_recipe(trap, ["--trust_remote_code", "true"], reading=True)
     assert (given_too.training.trust_remote_code or given_too.model.trust_remote_code, given_too.notes) == (True, [])
+
+
+@pytest.mark.parametrize("command", ["eval", "memory"])
+def test_a_task_in_a_file_is_run_only_where_the_command_line_names_it(trap, trap_name, tmp_path, capsys, command):
+    values = {"task": f"{trap_name}.py", "rewards": ["gsm8k_accuracy"]}
+    (tmp_path / "task.yaml").write_text(dump(values, "a trap"))
+    assert cli.main([command, "task.yaml"]) == 2
+    assert (
+        f"task: {trap_name}.py is a program, and reading a recipe runs none of its own: give --task"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "ran").exists()
+    assert cli.main([command, "task.yaml", "--task", f"{trap_name}.py"]) == 2  # it is no task
+    assert (tmp_path / "ran").exists()
 
 
 def test_launching_a_recipe_is_running_a_program(trap, tmp_path):

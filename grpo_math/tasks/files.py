@@ -69,9 +69,7 @@ def load_file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file does
         del sys.modules[module_name]
-        raise TaskError(
-            f"{name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
+        raise TaskError(f"{name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
     return module
 
 
