@@ -95,7 +95,7 @@ def test_every_decimal_in_a_section_with_a_results_file_is_in_that_file(page):
         for figure in decimals(cells):
             assert figure in stored, f"{page.name}: {section.splitlines()[0]}: {figure}"
             checked += 1
-    assert checked or page.stem == "your-own"
+    assert checked or page.stem in ("your-own", "runs")
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "memory.md"], ids=lambda page: page.stem)
