@@ -296,6 +296,9 @@ def test_two_processes_give_the_same_gradient(tmp_path):
     assert results[0]["dynamic_sampling"]["live"] == sum(results[0]["dynamic_sampling"]["rows"]) == 16
     spread = torch.arange(4.0).repeat(8).std().item() + 1e-4  # over both processes
     assert results[0]["dynamic_sampling"]["advantages"] == pytest.approx([0.5 / spread, 1.5 / spread], rel=1e-6)
+    assert results[0]["train_rows"] == results[1]["train_rows"]
+    assert results[0]["train_rows"]["rows"] == [2, 2]
+    assert results[0]["train_rows"]["skipped"] == [24, 24]
     assert results[0]["skipped"]["dapo"] == 16
     # Only rank 0 has live rows in the uneven case: rank 1 runs as many of its dead ones
     assert results[0]["skipped"]["uneven"] == 16

@@ -53,6 +53,7 @@ def main(folder: str, loss_types: list[str]) -> None:
     differences["every_saving"] = relative_difference(ours.gradients, theirs.gradients)
     sampled = train(True, folder, dynamic_sampling=10, reward_funcs=by_position, scale_rewards="batch", **common)
     left = [entry.get("dynamic_sampling/dead_groups_left") for entry in sampled.state.log_history]
+    chosen = train(True, folder, train_rows=8, **(common | {"reward_funcs": live_reward}))
     state = PartialState()
     result = {"world_size": state.num_processes, "differences": differences, "skipped": skipped}
     result["dynamic_sampling"] = {
@@ -61,6 +62,11 @@ def main(folder: str, loss_types: list[str]) -> None:
         "rows": [len(batch["live"]) for batch in sampled._buffered_inputs],
         "live": sum(int(batch["live"].sum()) for batch in sampled._buffered_inputs),
         "weights": sum(p.double().sum().item() for p in sampled.model.parameters()),
+    }
+    result["train_rows"] = {
+        "rows": [len(batch["live"]) for batch in chosen._buffered_inputs],
+        "skipped": [entry["skipped_rows"] for entry in chosen.state.log_history if "skipped_rows" in entry],
+        "weights": sum(p.double().sum().item() for p in chosen.model.parameters()),
     }
     (Path(folder) / f"rank{state.process_index}.json").write_text(json.dumps(result))
 

@@ -221,7 +221,7 @@ def _worst_case(args: Any) -> None:
     args.resume_from_checkpoint = None
     for name in ("skip_zero_advantage", "trim_padding", "sort_by_length", "compact_lm_head"):
         setattr(args, name, False)
-    args.dynamic_sampling, args.reward_weights = 0, None
+    args.dynamic_sampling, args.train_rows, args.reward_weights = 0, 0, None
 
 
 def _build_and_follow(

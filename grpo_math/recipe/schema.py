@@ -198,7 +198,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("learning_rate", "beta", "weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon"), _AT_LEAST_0
     ),
-    **dict.fromkeys(("epsilon_high", "delta", "top_k", "dynamic_sampling", "dataloader_num_workers"), _AT_LEAST_0),
+    **dict.fromkeys(
+        ("epsilon_high", "delta", "top_k", "dynamic_sampling", "train_rows", "dataloader_num_workers"), _AT_LEAST_0
+    ),
     **dict.fromkeys(("min_p", "top_entropy_quantile"), _SHARE),
     **dict.fromkeys(
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), _COUNT

@@ -73,6 +73,11 @@ class GRPOMathConfig(GRPOConfig):
             Most rounds of fresh prompts that replace groups whose rewards are all equal (DAPO, arXiv 2503.14476,
             section 3.2); groups that are left after the last round stay. TRL's metrics describe the first draw. Fresh
             prompts come from shuffled passes of their own over the training set, which a resumed run continues.
+        train_rows (`int`, *optional*, defaults to `0`):
+            Train that many rows of a generation batch, over all processes, instead of all. They are drawn with
+            probabilities proportional to |advantage| (times length where the loss sums over tokens) and weighted by
+            the inverse, so that the expected gradient is that of all rows (`row_selection.py`). Not with a KL or
+            entropy term, a MoE auxiliary loss, images, tools or `num_iterations` above 1.
         embeddings_on_host (`bool`, *optional*, defaults to `False`):
             Keep the input embeddings in host memory and look rows up there: the same model, and their size saved on
             the card. For PEFT adapters on a model with an untied LM head.
@@ -109,6 +114,10 @@ class GRPOMathConfig(GRPOConfig):
     dynamic_sampling: int = field(
         default=0,
         metadata={"help": "Most rounds of fresh prompts that replace groups whose rewards are all equal. 0: off."},
+    )
+    train_rows: int = field(
+        default=0,
+        metadata={"help": "Train so many rows of a generation batch, drawn and weighted without a bias. 0: all."},
     )
     embeddings_on_host: bool = field(
         default=False,
@@ -198,6 +207,31 @@ class GRPOMathConfig(GRPOConfig):
         rounds = self.dynamic_sampling
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
             raise ValueError(f"dynamic_sampling={self.dynamic_sampling}: write a number of rounds, 0 for none.")
+
+        self._check_train_rows()
+
+    def _check_train_rows(self):
+        rows = self.train_rows
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
+            raise ValueError(f"train_rows={rows}: write a number of rows, 0 to train all.")
+        if not rows:
+            return
+        if self.every_row_option():
+            raise ValueError(
+                f"train_rows={rows} and {self.every_row_option()} contradict each other: rows are drawn by their "
+                "advantages, and that term covers every row alike. Use beta=0, no entropy term and "
+                "top_entropy_quantile=1, or train_rows=0."
+            )
+        if self.skip_zero_advantage is False:
+            raise ValueError(
+                f"train_rows={rows} and skip_zero_advantage=False contradict each other: rows that are not drawn are "
+                "skipped. Leave skip_zero_advantage out, or set train_rows=0."
+            )
+        if self.num_iterations > 1:
+            raise ValueError(
+                f"train_rows={rows} and num_iterations={self.num_iterations} contradict each other: the second pass would "
+                "depend on which rows the first one drew, so its gradient would be biased. Set num_iterations=1."
+            )
 
     def _check_variant(self):
         if self.kl_estimator is not None:

@@ -9,6 +9,7 @@ off. The class holds overrides only; each says in its first line what it changes
 """
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from grpo_math.trainer.input_casts import InputCasts
 from grpo_math.trainer.lm_head import add_compact_lm_head
 from grpo_math.trainer.old_logps import OldLogps
 from grpo_math.trainer.packing import Packing
+from grpo_math.trainer.row_selection import RowSelection
 from grpo_math.trainer.variant import Variant, beta_as, frozen_copy
 
 
@@ -90,6 +92,11 @@ class GRPOMathTrainer(GRPOTrainer):
                 self._warn_once(f"pack_groups is disabled because {reason}.")
             else:
                 self._packing = Packing.of(base, self.pad_to_multiple_of)
+        self._row_selection = None
+        if math_args is not None and math_args.train_rows:
+            if reason := exactness.skip_blocked_by(self):
+                raise ValueError(f"train_rows={args.train_rows} would bias the gradient: {reason}. Set train_rows=0.")
+            self._row_selection = RowSelection.of(self, arranged=arrangement(self) is not None)
         if self._saving["trim_padding"] and not trim:
             self._warn_once(f"trim_padding is disabled because {exactness.trim_blocked_by(self)}.")
         if self._dynamic_sampling.rounds and (
@@ -298,6 +305,12 @@ class GRPOMathTrainer(GRPOTrainer):
             checkpoints.load_state(self, Path(checkpoint))
 
 
+def arrangement(trainer: GRPOMathTrainer) -> str | None:
+    """How rows are ordered within an optimizer step, as of [`micro_batches.lay_out`]; `None` where they stay in place."""
+    arrange = "prompt" if trainer._packing else "length" if trainer._saving["sort_by_length"] else None
+    return None if arrange and exactness.sort_blocked_by(trainer) else arrange
+
+
 def lay_out_batch(trainer: GRPOMathTrainer, batches: list[dict]) -> list[dict]:
     """
     A generation batch in TRL's micro-batches, laid out as far as the trainer's savings are exact, and logged.
@@ -306,13 +319,11 @@ def lay_out_batch(trainer: GRPOMathTrainer, batches: list[dict]) -> list[dict]:
         trainer ([`GRPOMathTrainer`]).
         batches (`list[dict]`): TRL's buffer, each with `"live"` of shape `(B,)`, bool.
     """
-    skip, sort = trainer._saving["skip_zero_advantage"], trainer._saving["sort_by_length"]
+    skip, arrange = trainer._saving["skip_zero_advantage"], arrangement(trainer)
     if skip and (reason := exactness.skip_blocked_by(trainer)):
         trainer._warn_once(f"skip_zero_advantage is disabled because {reason}.")
         skip = False
-    arrange = "prompt" if trainer._packing else "length" if sort else None
-    if arrange and exactness.sort_blocked_by(trainer):
-        arrange = None
+    select = trainer._row_selection and partial(trainer._row_selection, trainer.state.global_step)
     metrics = trainer._metrics["train"]
     if skip or arrange:
         batches, skipped = micro_batches.lay_out_generation(
@@ -323,6 +334,7 @@ def lay_out_batch(trainer: GRPOMathTrainer, batches: list[dict]) -> list[dict]:
             skip,
             arrange,
             trainer.num_generations,
+            select,
         )
         metrics["skipped_rows"].append(skipped)
     if (skip or arrange or trainer._packing or trainer._saving["trim_padding"]) and not trainer._is_vlm:

@@ -165,6 +165,7 @@ def lay_out_generation(
     skip: bool,
     arrange: str | None,
     num_generations: int,
+    select: Callable[[Batch, torch.Tensor, int], Batch] | None = None,
 ) -> tuple[list[Batch], int]:
     """
     [`lay_out`] for every window of a generation batch, with as many rows in a micro-batch on every process.
@@ -177,6 +178,8 @@ def lay_out_generation(
         skip (`bool`): Whether to leave dead rows out.
         arrange (`str`, *optional*): How to order the rows of a window, as of [`lay_out`].
         num_generations (`int`): G, rows that share a prompt.
+        select (`Callable`, *optional*): A window's rows, which of them are live, and its number -> the rows with those to
+            be trained as `"live"`, and their weighted advantages ([`row_selection.select`]).
 
     Returns:
         `tuple[list[dict], int]`: As many micro-batches, each with its `"metric_weights"`; and the rows that are left out,
@@ -184,6 +187,8 @@ def lay_out_generation(
     """
     size = window_size(len(micro_batches), gradient_accumulation_steps) if arrange else 1
     windows = [concatenate(micro_batches[i : i + size]) for i in range(0, len(micro_batches), size)]
+    if select is not None:
+        windows = [select(batch, batch["live"], number) for number, batch in enumerate(windows)]
     live = [batch["live"] if skip else torch.ones_like(batch["live"]) for batch in windows]
     most = over_processes(accelerator, torch.stack([alive.sum() for alive in live])).amax(dim=0).tolist()
     laid_out = []
