@@ -14,6 +14,7 @@ from rich.text import Text
 from grpo_math.files import read_jsonl, write_whole
 
 METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
+LOOKS = "heldout.jsonl"  # held-out accuracy along the run
 
 
 # --- the curve --------------------------------------------------------------------------------------------------------
@@ -161,18 +162,25 @@ def _change(figure: dict | None) -> str:
 
 
 def outcome_lines(summary: dict) -> list[str]:
-    """The verdict, and what became of the sampled completions before and after: outcomes, length, truncation."""
+    """The verdict; what became of the sampled completions (outcomes, length, truncation); what measuring took; findings."""
     lines = []
     if summary.get("verdict"):
-        text = summary["verdict"]["text"]
-        lines.append(f"Verdict: {text} (sampled; this interval holds however often one looks).")
+        text, count = summary["verdict"]["text"], summary["verdict"].get("problems")
+        unseen = (
+            f" on the {count} problems that chose no checkpoint" if count not in (None, summary["heldout_n"]) else ""
+        )
+        lines.append(f"Verdict: {text} (sampled{unseen}; this interval holds however often one looks).")
     for when in ("before", "after"):
         outcomes, length = summary.get(f"outcomes_{when}"), summary.get(f"mean_length_{when}")
         if outcomes and length is not None:
             shares = ", ".join(f"{name} {share:.2f}" for name, share in outcomes.items())
             cut = summary.get(f"truncated_{when}") or 0.0
             lines.append(f"Outcomes {when}: {shares}; {length:.0f} tokens on average, {cut:.2f} cut off.")
-    return lines
+    if summary.get("seconds_measuring"):
+        spent, along = summary["seconds_measuring"], summary.get("along")
+        looks = f", {along['seconds']:.0f} s along the run ({along['looks']} looks)" if along else ""
+        lines.append(f"Measuring took {spent['before']:.0f} s before{looks}, {spent['after']:.0f} s after.")
+    return [*lines, *(f"Why nothing may have been learned: {finding}." for finding in summary.get("findings") or [])]
 
 
 def pick_samples(records: Sequence[dict], count: int = 3) -> list[int]:

@@ -168,6 +168,7 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
     values.setdefault("output_dir", f"outputs/{Path(path).stem}")
     settings = dict(values)
     settings.setdefault("report_to", "none")
+    _default_looks(settings)
     device = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
     if planned:
         halves = {"float16": "bfloat16"}
@@ -207,6 +208,18 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
             f"`accelerate launch -m grpo_math {path}` does."
         )
     return Recipe(Path(path), values, task, training, model, supervised, notes, overrides)
+
+
+def _default_looks(settings: dict[str, Any]) -> None:
+    """What looks along the run need beside `eval_steps`: a strategy, sizes that TRL accepts, what the best is."""
+    if settings.get("eval_steps"):
+        settings.setdefault("eval_strategy", "steps")
+    if settings.get("eval_strategy", "no") == "no":
+        return
+    generations = settings.get("num_generations_eval") or settings.get("num_generations") or 8
+    settings.setdefault("per_device_eval_batch_size", generations)
+    if settings.get("load_best_model_at_end") or settings.get("early_stopping_patience") is not None:
+        settings.setdefault("metric_for_best_model", "accuracy")
 
 
 def _sizes_that_work(message: str) -> str:

@@ -221,7 +221,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "reward_weights": (lambda v: all(map(math.isfinite, v)), "write finite numbers"),
     "remove_unused_columns": (lambda v: not v, "the rewards need the columns of the rows"),
-    "eval_strategy": (lambda v: v == "no", "held-out accuracy is measured before and after; see heldout_size"),
 }
 
 

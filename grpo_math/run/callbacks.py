@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from grpo_math.files import read_lines, write_whole
-from grpo_math.report import COMPLETIONS, METRICS, draw_curve
+from grpo_math.report import COMPLETIONS, LOOKS, METRICS, draw_curve
 
 
 class RunRecorder(TrainerCallback):
@@ -48,8 +48,9 @@ class RunRecorder(TrainerCallback):
             if self.prepare is not None:
                 self.prepare()
             # After a resume, what lies beyond the checkpoint is written again.
-            for name in (METRICS, COMPLETIONS):
-                keep_until(self.folder / name, self.first_step)
+            for name in (METRICS, COMPLETIONS, LOOKS):
+                if name != LOOKS or (self.folder / LOOKS).exists():
+                    keep_until(self.folder / name, self.first_step)
         self.trainer.accelerator.wait_for_everyone()
 
     def on_train_begin(self, args, state, control, **kwargs):

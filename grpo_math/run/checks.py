@@ -102,6 +102,44 @@ def _netrc_has(url: str) -> bool:
     return False
 
 
+def check_trained_precision(recipe: Recipe, trainer: Any) -> None:
+    """No 16-bit weights are trained: a step of RL size is below their precision, and the run would learn nothing."""
+    halves = (torch.bfloat16, torch.float16)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    half = sum(p.numel() for p in trained if p.dtype in halves)
+    if half > 0.01 * sum(p.numel() for p in trained) and "stochastic_round" not in (recipe.training.optim_args or ""):
+        dtype = next(str(p.dtype).removeprefix("torch.") for p in trained if p.dtype in halves)
+        raise RecipeError(
+            f"{recipe.place('dtype', 'use_peft')}: dtype: {recipe.values.get('dtype')} trains {dtype} weights in full: "
+            f"steps of learning_rate {recipe.training.learning_rate:g} are below their precision, so they would hardly move. "
+            "Use --dtype float32 (bf16: true still computes in bfloat16), or --use_peft true for a LoRA adapter in float32"
+        )
+
+
+def check_looks(recipe: Recipe) -> None:
+    """Held-out accuracy can be measured along the run, and is what the best checkpoint is chosen by."""
+    args = recipe.training
+    if args.eval_strategy == "no":
+        patience = recipe.task.early_stopping_patience
+        if patience is not None:
+            raise RecipeError(
+                f"{recipe.place('early_stopping_patience')}: early_stopping_patience: {patience} has no effect without looks "
+                "along the run: set eval_steps"
+            )
+        return
+    if recipe.task.heldout_size == 0:
+        raise RecipeError(
+            f"{recipe.place('heldout_size', 'eval_strategy', 'eval_steps')}: eval_strategy: {args.eval_strategy.value} "
+            "measures held-out accuracy along the run, and heldout_size: 0 holds nothing out; give a number of rows"
+        )
+    metric = args.metric_for_best_model
+    if metric not in (None, "accuracy", "eval_accuracy"):
+        raise RecipeError(
+            f"{recipe.place('metric_for_best_model', 'load_best_model_at_end')}: metric_for_best_model: {metric} is not "
+            "measured along the run; write accuracy (held-out accuracy, sampled)"
+        )
+
+
 def check_start(recipe: Recipe, trainer: Any) -> None:
     """The optimizer, the schedule and the kernels can be had; transformers looks for them only once the training begins."""
     args = recipe.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -19,14 +20,20 @@ from grpo_math.tasks.base import PLAIN_STOP
 BEFORE, AFTER = "heldout_before.json", "heldout_after.json"
 
 
-def measure_heldout(run: Prepared, label: str) -> Accuracy | None:
+def measure_heldout(run: Prepared, label: str, numbers: list[int] | None = None) -> Accuracy | None:
     """
     Held-out accuracy of the policy as it is now; None when the recipe holds nothing out.
 
     Before, during and after training the policy runs under the trainer's autocast. accelerate wraps the forward in it only once
     the training has begun, so without it the same weights would answer differently before and after.
+
+    Args:
+        run: With its trainer.
+        label: Shown on the progress bars.
+        numbers: The held-out problems to measure, sampled only; all of them, and greedy too, by default.
     """
     task, args, trainer = run.recipe.task, run.recipe.training, run.trainer
+    chosen = range(len(run.problems.heldout)) if numbers is None else numbers
     if not run.problems.heldout:
         return None
     with (
@@ -41,8 +48,8 @@ def measure_heldout(run: Prepared, label: str) -> Accuracy | None:
         return measure(
             model,
             run.tokenizer,
-            run.problems.heldout,
-            run.problems.kinds,
+            [run.problems.heldout[i] for i in chosen],
+            [run.problems.kinds[i] for i in chosen],
             run.scorers,
             generations=task.heldout_generations,
             batch_size=task.heldout_batch_size,
@@ -53,6 +60,7 @@ def measure_heldout(run: Prepared, label: str) -> Accuracy | None:
             stop_strings=[PLAIN_STOP] if task.prompt_style == "plain" else [],
             process=(trainer.accelerator.process_index, trainer.accelerator.num_processes),
             label="" if args.disable_tqdm else label,
+            greedy=numbers is None,
         )
 
 
@@ -110,17 +118,23 @@ def changes_of(before: list[dict], after: list[dict]) -> dict:
     return {"accuracy": found.pop("sampled"), **found}
 
 
-def compared(before: list[dict] | None, after: list[dict] | None, look: int) -> dict:
+def compared(before: list[dict] | None, after: list[dict] | None, look: int, chosen_by: Sequence[int] = ()) -> dict:
     """The entries `change` and `verdict` of summary.json; null where one of the measurements is missing.
 
     Args:
         before, after: records of the same problems.
         look: which end of this run it is: 1, or more where a finished run was resumed.
+        chosen_by: the problems that the best checkpoint was chosen by. The verdict leaves them out: a maximum over
+            checkpoints is higher than what it estimates.
     """
     if before is None or after is None:
         return {"change": None, "verdict": None}
-    found = verdict(sampled_differences(before, after), look)
-    return {"change": changes_of(before, after), "verdict": {**found.as_dict(), "look": look}}
+    unseen = [i for i in range(len(before)) if i not in set(chosen_by)] or list(range(len(before)))
+    found = verdict(sampled_differences([before[i] for i in unseen], [after[i] for i in unseen]), look)
+    return {
+        "change": changes_of(before, after),
+        "verdict": {**found.as_dict(), "look": look, "problems": len(unseen)},
+    }
 
 
 def write_records(path: Path, figures: dict, records: list[dict]) -> None:

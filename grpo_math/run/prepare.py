@@ -19,9 +19,11 @@ from grpo_math.errors import RecipeError
 from grpo_math.evaluation import Scorers
 from grpo_math.recipe import Recipe
 from grpo_math.run import checks
+from grpo_math.run.along import MeasuredTrainer
 from grpo_math.run.callbacks import RunRecorder, ShortProgress, StopOnSignal
 from grpo_math.run.checkpoints import checkpoint_of
 from grpo_math.run.rewards import check_reward_columns, check_signatures, named
+from grpo_math.run.watchdog import Watchdog
 from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards, strict_and_lenient
 from grpo_math.trainer import GRPOMathTrainer
 
@@ -39,7 +41,7 @@ class Prepared:
         scorers: What evaluation counts as right.
         longest_prompt: In tokens.
         unknown_share: Share of the prompts' tokens that stand for words the tokenizer does not know.
-        trainer, recorder, interrupt: The trainer and its callbacks.
+        trainer, recorder, interrupt, watchdog: The trainer and its callbacks.
         aside: Folder with an earlier run's files, once they have been moved.
     """
 
@@ -54,6 +56,7 @@ class Prepared:
     trainer: GRPOMathTrainer
     recorder: RunRecorder
     interrupt: StopOnSignal
+    watchdog: Watchdog
     aside: Path | None = None
 
     @property
@@ -83,6 +86,7 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
         *resolve_rewards([accuracy], recipe.task), *strict_and_lenient(accuracy, recipe.task.prompt_style)
     )
     checks.check_weights(recipe, rewards)
+    checks.check_looks(recipe)
     check_signatures(recipe, rewards)
     checks.check_reference(recipe)
     checkpoint = checkpoint_of(recipe)
@@ -103,12 +107,17 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
         checks.check_target_modules(recipe, model)
 
     # Build the trainer, check it
-    recorder, interrupt = RunRecorder(folder, problems.blind and problems.blind[0]), StopOnSignal()
+    recorder, interrupt, watchdog = (
+        RunRecorder(folder, problems.blind and problems.blind[0]),
+        StopOnSignal(),
+        Watchdog(),
+    )
     with checks.no_folder_left(folder):
-        trainer = _build_trainer(recipe, model, tokenizer, problems, rewards, [recorder, interrupt])
+        trainer = _build_trainer(recipe, model, tokenizer, problems, rewards, [recorder, interrupt, watchdog])
         if training:
             checks.check_start(recipe, trainer)
-    recorder.trainer = interrupt.trainer = trainer
+            checks.check_trained_precision(recipe, trainer)
+    recorder.trainer = interrupt.trainer = watchdog.trainer = trainer
     return Prepared(
         recipe,
         folder,
@@ -121,6 +130,7 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
         trainer,
         recorder,
         interrupt,
+        watchdog,
     )
 
 
@@ -165,11 +175,12 @@ def _build_trainer(
     )
     rewards = [named(reward) for reward in rewards]
     try:
-        trainer = GRPOMathTrainer(
+        trainer = MeasuredTrainer(
             model=model,
             reward_funcs=rewards,
             args=args,
             train_dataset=Dataset.from_list(problems.train),
+            eval_dataset=Dataset.from_list(problems.heldout) if args.eval_strategy != "no" else None,
             processing_class=tokenizer,
             peft_config=None if saved_adapter else get_peft_config(recipe.model),
             callbacks=callbacks,

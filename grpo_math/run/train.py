@@ -15,6 +15,7 @@ from peft import PeftModel
 from rich.console import Console
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback
 
 from grpo_math import report
 from grpo_math.evaluation import Accuracy
@@ -22,6 +23,7 @@ from grpo_math.files import write_whole
 from grpo_math.memory import is_out_of_memory
 from grpo_math.recipe import Recipe, dump
 from grpo_math.run import checks
+from grpo_math.run.along import LooksAlong, subset_of
 from grpo_math.run.callbacks import draw_or_say, signals_interrupt
 from grpo_math.run.failures import disk_failure, report_disk_failure, safe_words, save_before_failure
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
@@ -62,6 +64,7 @@ OUTPUTS = (
     report.COMPLETIONS,
     report.CURVE,
     report.SUMMARY,
+    report.LOOKS,
     "recipe.yaml",
     BEFORE,
     AFTER,
@@ -133,7 +136,11 @@ def _train(run: Prepared) -> int:
             console.print(f"Model, metrics and completions: {folder}")
             end_trackers(trainer)
             return 0
+    clock = time.perf_counter
+    started = clock()
     before, before_records = measured_before(run, main)
+    seconds_before = clock() - started
+    looks = looks_along(run, before_records, seconds_before)
     run.recorder.prepare = lambda: _first_files(run, before, before_records)
     started = time.perf_counter()
     try:
@@ -164,11 +171,18 @@ def _train(run: Prepared) -> int:
         return INTERRUPTED
     run.recorder.begin()  # a resumed run that was done already has trained no step
     trainer.save_model(str(folder))
+    started = clock()
     after = measure_heldout(run, "after")
     if main:
-        looks = 1 + _finished_before(folder, trainer.state.global_step)
-        comparison = compared(before_records, after and after.records, looks)
-        summary = {**summarise(run, before, after, seconds), **comparison}
+        end = 1 + _finished_before(folder, trainer.state.global_step)
+        chosen_by = looks.rows if looks and looks.always else ()
+        summary = {
+            **summarise(run, before, after, seconds),
+            **compared(before_records, after and after.records, end, chosen_by),
+            "along": looks and looks.as_dict(),
+            "seconds_measuring": {"before": round(seconds_before, 2), "after": round(clock() - started, 2)},
+            "findings": run.watchdog.findings(),
+        }
         if after is not None:
             write_records(folder / AFTER, figures_of(after), after.records)
         write_card(folder, recipe, summary)
@@ -180,6 +194,36 @@ def _train(run: Prepared) -> int:
         trainer.log({"heldout/accuracy": after.sampled.value, "heldout/greedy": after.greedy.value})
     end_trackers(trainer)
     return 0
+
+
+def looks_along(run: Prepared, before: list[dict] | None, seconds: float) -> LooksAlong | None:
+    """
+    Looks at held-out accuracy along the run, where the recipe asks for them.
+
+    Args:
+        run: Its trainer gets the looks as a callback.
+        before: Records of all held-out problems before training.
+        seconds: What they took, greedy completions included; 0 after a resume.
+    """
+    task, args, trainer = run.recipe.task, run.recipe.training, run.trainer
+    if before is None or args.eval_strategy == "no":
+        return None
+    rows = subset_of(len(before), task.eval_size, task.task_seed)
+    expected = seconds * len(rows) / len(before) * task.heldout_generations / (task.heldout_generations + 1)
+    looks = LooksAlong(
+        trainer,
+        run.folder,
+        lambda numbers, label: measure_heldout(run, label, numbers),
+        before,
+        rows,
+        expected,
+        task.eval_share,
+        args.load_best_model_at_end,
+    )
+    trainer.add_callback(looks)
+    if task.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(task.early_stopping_patience))
+    return looks
 
 
 def _finished_before(folder: Path, step: int) -> int:

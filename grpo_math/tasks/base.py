@@ -79,13 +79,36 @@ class TaskConfig:
         default=4, metadata={"help": "Sampled completions per held-out problem (and one greedy one)."}
     )
     heldout_batch_size: int = field(default=64, metadata={"help": "Completions generated at once when measuring."})
+    eval_size: int = field(
+        default=50,
+        metadata={
+            "help": "Held-out rows measured along the run, always the same ones (see eval_steps, eval_strategy)."
+        },
+    )
+    eval_share: float = field(
+        default=0.05,
+        metadata={
+            "help": "Most of the training time that looks along the run may take; a look that would take more is left out. "
+            "With load_best_model_at_end every look is made."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop when this many looks in a row found no higher held-out accuracy. Not set: never."},
+    )
     task_seed: int = field(default=0, metadata={"help": "Seed of the generator, the split and the examples."})
 
     def __post_init__(self):
         for name in ("fewshot", "heldout_size"):
             if getattr(self, name) < 0:
                 raise TaskError(f"{name}: {getattr(self, name)} must be 0 or more")
-        for name in ("heldout_generations", "heldout_batch_size"):
+        if not 0 < self.eval_share <= 1:
+            raise TaskError(
+                f"eval_share: {self.eval_share} must be above 0 and at most 1 (a share of the training time)"
+            )
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise TaskError(f"early_stopping_patience: {self.early_stopping_patience} must be 1 or more (or left out)")
+        for name in ("heldout_generations", "heldout_batch_size", "eval_size"):
             if getattr(self, name) < 1:
                 raise TaskError(f"{name}: {getattr(self, name)} must be 1 or more")
         if self.train_size is not None and self.train_size < 1:
