@@ -147,7 +147,6 @@ def test_a_wrong_override_names_the_value_and_the_fix(tiny_recipe, argv, says):
         ("num_generations: 3\nper_device_train_batch_size: 4\n", ["generation_batch_size (4)", "num_generations (3)"]),
         ("report_to: wandbb\n", ["report_to", "did you mean wandb"]),
         ("temperature: 0\n", ["temperature: 0", "above 0"]),
-        ("eval_strategy: steps\n", ["eval_strategy", "heldout_size"]),
     ],
 )
 def test_a_wrong_recipe_names_the_file_and_the_fix(tmp_path, text, says):
