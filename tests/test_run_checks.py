@@ -27,7 +27,7 @@ def no_wandb_login(tmp_path, monkeypatch):
         (["--loss_type", "dpao"], "did you mean dapo"),
         (["--num_generations", "3"], "divisible by num_generations (3)"),
         (["--rewards", "accuracy"], "'accuracy' is not known"),
-        (["--task", "gsm9k"], "'gsm9k' is not known; did you mean gsm8k? (choices: gsm8k, countdown)"),
+        (["--task", "gsm9k"], "'gsm9k' is not known; did you mean gsm8k? (choices: gsm8k, countdown, or a file"),
         (["--reward_weights", "1", "2"], "reward_weights has 2 numbers for 1 rewards"),
         (["--dataset_path", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--max_completion_length", "60"], "exceed the context of 64 tokens"),
