@@ -156,6 +156,7 @@ def test_empty_or_malformed_last_marker_is_not_replaced_by_another_number(text, 
 
 BARE = [
     ("9 * 2 = 18", 18),
+    ("18, 18.0", 18),
     ("so she makes $1,450.50 a day.", Fraction("1450.5")),
     ("it is -7", -7),
     ("it is 3/4 of it", Fraction(3, 4)),

@@ -1,5 +1,7 @@
 """Answers as small models write them: each text with the value that it states, or None where it states no single one."""
 
+from fractions import Fraction
+
 import pytest
 from reward_texts import value
 
@@ -96,9 +98,89 @@ OTHERS = [
     ("18 answers: 20", None),
 ]
 
+MORE = [
+    ("#### 9 x 2 = 20", None),
+    ("#### 9 x 2 = 18", 18),
+    ("\\boxed{\\textbf{\\text{18}}}", 18),
+    ("\\boxed{0^{-1}}", None),
+    ("\\boxed{x = y}", None),
+    ("The answer comes to 18.", 18),
+    ("The answer will be 18.", 18),
+    ("The answer must be 18.", 18),
+    ("The answer equals 18.", 18),
+    ("The answers are 18 dollars.", 18),
+    ("The answer for Janet is 18.", 18),
+    ("The answer of this problem is 18.", 18),
+    ("I don't think that the answer is 18.", None),
+    ("My first answer is 18.", None),
+    ("She makes **18** dollars. The rest is boxed.", 18),
+    ("She makes **18** dollars `=`", 18),
+    ("<answer>Total (3 days): 18</answer>", 18),
+    ("The answer is 18. Or, as some say, 20.", 18),
+    ("The answer is 18. Or, 20.", None),
+    ("The answer is 18, as 16 - 7 = 9.", 18),
+    ("<answer>She sells 9 eggs, and she makes 18 dollars</answer>", None),
+    ("#### 18 (20)", None),
+    ("#### 18 (20 eggs)", 18),
+    ("#### 18 (or 20 eggs)", None),
+    ("Answer: she makes $18.50 a day.", Fraction(37, 2)),
+    ("The answer is 7. The answer is not 9.", 7),
+    ("<answer>She has 9 eggs. Each costs 2 dollars. The answer is 18.</answer>", 18),
+    ("<answer>" + "She thinks about it. " * 20 + "So it is \\boxed{18}</answer>", 18),
+    ("She makes **18** or 20", None),
+    ("\\boxed{18} dollars or 20", None),
+    ("\\boxed{18} dollars or \\boxed{20}", None),
+    ("20 or the answer is \\boxed{18}", None),
+    ("\\boxed{?} or \\boxed{18}", None),
+    ("\\boxed{?}, so \\boxed{18}", 18),
+    ("Q: How many?\nThe answer is 9.\nQ: How much?\nThe answer is 18.\n#### 18", 18),
+    ("<thinking>#### 9</thinking>\n#### 18", 18),
+]
+
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [*SAME_VALUE_AGAIN, *LATEX, *LATER_PROSE, *OTHER_PROBLEMS, *SIGNS, *LISTS, *OTHERS]
+    ("text", "expected"), [*SAME_VALUE_AGAIN, *LATEX, *LATER_PROSE, *OTHER_PROBLEMS, *SIGNS, *LISTS, *OTHERS, *MORE]
 )
 def test_natural_text_states_exactly_this_value(text, expected):
     assert value(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "expected"),
+    [
+        ("The answer is 18. {} 20.", "Or Maybe Perhaps Possibly Alternatively", None),
+        ("<answer>18 {} 20 eggs in all</answer>", "or and to but either maybe perhaps possibly alternatively", None),
+        ("\\boxed{{7}} {} \\boxed{{9}}", "or and but to", None),
+        (
+            "The answer is {} 18.",
+            "a the of that total just simply only exactly about approximately around roughly nearly almost therefore "
+            "thus then so hence clearly now indeed actually still probably likely at also",
+            18,
+        ),
+        ("#### The total {} 18", "is are equals", 18),
+        ("The answer is 7, or {} the answer is 9.", "so thus therefore hence then finally maybe that", None),
+        ("The answer is {} 18.", "not no never cannot without", None),
+        (
+            "<answer>{} 18</answer>",
+            "less more fewer greater larger least most up under over below above between within isn't",
+            None,
+        ),
+        (
+            "#### 18\nNo.\n#### {}",
+            "unknown none nan null undefined inf infinity infinite impossible unclear",
+            None,
+        ),
+        ("<answer>{} 18</answer>", "step steps question problem example part page option no number", None),
+        ("The answer is {} 18.", "negative minus", -18),
+        (
+            "<answer>18 eggs {} 2 days</answer>",
+            "in per for at of on from by after before with within during every each than over",
+            18,
+        ),
+        ("<answer>18 {} 9 * 2 = 18 and 16 - 7 = 9</answer>", "because since given assuming where", 18),
+        ("\\boxed{{18{}}}", "x y z n", None),
+    ],
+)
+def test_each_word_around_a_number_has_its_meaning(template, words, expected):
+    for word in words.split():
+        assert value(template.format(word)) == expected, word

@@ -138,7 +138,7 @@ def _is_other(text: str, reading: Reading, final: Reading, start: int, stop: int
 
 
 # The last number before "or", with up to a few words of a unit.
-_NUMBER_OR = re.compile(r"(-?\d[\d.,]{0,40})[^\d.!?\n]{0,24}[.!?]?[^\d.!?\n]{0,4}\bor(?: the)?\Z")
+_NUMBER_OR = re.compile(r"(-?\d[\d.,]{0,40})[^\d.!?\n]{0,24}\bor(?: the)?\Z")
 
 
 def _alternative_before(text: str, at: int, value: int | Fraction) -> bool:

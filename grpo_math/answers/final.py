@@ -94,9 +94,7 @@ def stated_number(text: str, forms: frozenset[str], allow_bare: bool) -> Stated 
 
 
 # A base model often continues with a next problem. What follows such a heading answers another question.
-_NEXT_PROBLEM = re.compile(
-    r"\n[ \t]{0,8}(?:(?:\*\*|\#{1,6}[ ])?(?:question|problem|q|user|human)\s?\d{0,3}\s?:|<\|im_start\|>\s?user)", re.I
-)
+_NEXT_PROBLEM = re.compile(r"\n[ \t]{0,8}(?:\*\*|#{1,6} )?(?:question|problem|q|user|human)\s?\d{0,3}\s?:", re.I)
 _MOST_PROBLEMS = 16
 
 
@@ -177,8 +175,6 @@ def _last_number(text: str) -> Stated | None:
     """Read the last number of a text without a marker; beside a joined other one (`18 or 20`) it is a hedge."""
     end = max(text.rfind(digit) for digit in "0123456789") + 1
     start = max(0, end - WINDOW)
-    if start:  # the window must not cut a number
-        start = next((i for i in range(start, end) if text[i].isspace()), end)
     numbers = []  # start, stop, value
     for part in split(tokenise(text, start, end)):
         for side in part.sides:

@@ -54,7 +54,7 @@ def arithmetic(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]
 
 
 def _operand(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]:
-    """Evaluate a number with its fraction part, power and magnitude words. A large power and a factorial have none."""
+    """Evaluate a number with its fraction part, power and magnitude words. A large power has no value."""
     kind, value, _, stop = tokens[i]
     i += 1
     if kind == "fraction":
@@ -69,11 +69,9 @@ def _operand(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]:
             return value + part, j
     if i < len(tokens) and tokens[i][0] == "power":
         exponent = tokens[i][1]
-        if abs(exponent) > _MAX_POWER or (exponent < 0 and value == 0) or value > 10**20:
+        if abs(exponent) > _MAX_POWER or (exponent < 0 and value == 0):
             return None, i + 1
         value, i = Fraction(value) ** exponent, i + 1
-    if i < len(tokens) and tokens[i][:2] == ("relation", "!"):
-        return None, i + 1
     while i < len(tokens) and tokens[i][1] in MAGNITUDES:
         value, i = value * MAGNITUDES[tokens[i][1]], i + 1
     return value, i

@@ -103,7 +103,7 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
         elif value in EXPLAINING and (parts or any(token[0] in NUMBERS for token in side)):
             while i + 1 < len(tokens) and tokens[i + 1][0] != "end":
                 i += 1
-        elif starts_number(tokens, i) and not (kind == "open" and any(token[0] in NUMBERS for token in side)):
+        elif starts_number(tokens, i):
             number, after = arithmetic(tokens, i)
             if number is None and kind == "open":
                 i, remarks = _remark(tokens, i, remarks)
@@ -142,7 +142,7 @@ def statement(part: Part) -> Statement:
         return Statement("malformed", span=final.span)
     if final is not sides[0]:
         final.prose = sides[0].prose and sides[0] is numeric[0]  # not in x = 18
-    final.computed = final.computed or any(side.computed for side in numeric)
+    final.computed = any(side.computed for side in numeric)
     return final
 
 
@@ -187,9 +187,6 @@ def _side(tokens: list[Token]) -> Statement:
             before = other
         elif kind == "relation" and not found.words and status == "ok":
             found.status = "malformed"  # 18 ± 1
-        elif kind in NUMBERS:
-            if other != found.value and before not in PREPOSITIONS and found.status == "ok":
-                found.status = "hedged"
-            if before in PREPOSITIONS:
-                break
+        elif kind in NUMBERS and other != found.value and before not in PREPOSITIONS and found.status == "ok":
+            found.status = "hedged"
     return found

@@ -3,7 +3,7 @@
 import re
 
 from grpo_math.answers.choice import final_reading
-from grpo_math.answers.markers import STRONG, WINDOW, Marker, Reading, markers_from_the_end
+from grpo_math.answers.markers import WINDOW, Marker, Reading, markers_from_the_end
 from grpo_math.answers.parts import NUMBERS, Part, Statement, split, statement
 from grpo_math.answers.tokens import parse_number, tokenise
 from grpo_math.answers.words import NO_VALUE, OR_WORDS
@@ -52,8 +52,8 @@ def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
     reading = _interpret(text, start, stop, closed=False)
     if reading is None:
         return None
-    content = text[start:stop].lower().lstrip("$-+ ")
-    if reading.status == "malformed" and content not in NO_VALUE and not content[:1].isdigit():
+    content = text[start:stop].lower()
+    if reading.status == "malformed" and content not in NO_VALUE and not content[0].isdigit():
         return None
     return _with_offers_after(text, marker.end, limit, reading)
 
@@ -99,16 +99,12 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
             return None  # #### 18 ####
     if next_line and (first is None or marker.form == "hash" or marker.start - marker.begin == 2):
         return malformed  # `####` and `A:` state what is on their own line
-    if next_line and text.startswith("- ", first.start(1)):  # a list item or a sign
-        return malformed
     reading = _interpret(text, first.start(1) if next_line else start, stop, closed=False)
     if reading is None:
         return _read_last_sentence(text, marker)
     if reading.span[1] == stop < limit:  # the window may cut the number
         return malformed
-    if next_line and reading.status == "malformed":
-        return None
-    if marker.form not in STRONG and _COMPARISON.match(text, reading.span[1]):
+    if _COMPARISON.match(text, reading.span[1]):
         return None
     if marker.form == "a_colon" and "=" in text[start : reading.span[1]]:
         paragraph = text[reading.span[1] : min(limit, reading.span[1] + WINDOW)].partition("\n\n")[0]
@@ -152,7 +148,7 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
     for part in split(tokenise(text, start, stop, None if closed else _MOST_ENDS)):
         found = statement(part)
         if final is None:
-            if found.status == "none" and (closed or part.labels or not found.prose):
+            if part.remark or (found.status == "none" and (closed or part.labels or not found.prose)):
                 continue
             if not closed and (found.prose or found.status == "negated"):
                 return None
@@ -163,16 +159,12 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
             continue
         past_end = past_end or (part.after_end and not closed)
         found.prose, label = found.prose or label, part.labels and found.status == "none"  # 18, "confidence": 0.9
-        if found.status == "malformed" and closed:
-            return malformed
         if found.value is None or found.value == final.value or found.status == "negated":
             continue
-        if final.computed and found.computed and not (past_end or part.remark):
+        if final.computed and found.computed and not past_end:
             final = found  # 16 - 3 - 4 = 9; 9 * 2 = 18
         elif _is_alternative(part, found, past_end, after_prose=closed and final.prose):
             return Reading(None, "hedged", final.span)
-        elif past_end:
-            break
     return malformed if final is None else Reading(final.value, "ok", final.span)
 
 

@@ -28,9 +28,9 @@ _NUMBER_WORDS = rf"(?:zero|{_TO_999}(?:\s(?:thousand|million|billion),?(?:\s(?:a
 
 _TOKEN = re.compile(
     rf"""
-    (?P<end> \s*\n\s* | [.?!](?![.\d]) | \\\\ )
-  | (?P<skip> \s+ | (?:\b(?:US|CA|AU))?[$€£¥₹]
-      | \b(?:USD|EUR|GBP|INR|CAD|AUD|Rs)\b\.? | [%"'`_\#~°≈✓✔]+ | (?<!\d)\*\* | \*\*(?!\d) )
+    (?P<end> \s*\n\s* | [.?!](?![.\d]) )
+  | (?P<skip> \s+ | (?:\bUS)?[$€£¥₹]
+      | \b(?:USD|EUR|Rs)\b\.? | [%"'`_\#~°≈✓✔]+ | (?<!\d)\*\* | \*\*(?!\d) )
   | (?P<number>
       (?: [1-9]\d{{0,2}}(?P<sep>,|'|[ ])\d{{3}}(?:(?P=sep)\d{{3}})*(?!\d) | [1-9]\d{{0,2}}(?:_+\d{{3}})+(?!\d)
         | [1-9]\d?(?:,\d\d)+,\d{{3}}(?!\d) | [1-9]\d{{0,2}}(?:\.\d{{3}}){{2,}}(?![.\d]) | \d+ )
@@ -38,11 +38,11 @@ _TOKEN = re.compile(
   | (?P<fraction> [¼-¾⅐-⅞] )
   | (?P<power> \^\s?(?:\{{\s?[+-]?\d{{1,3}}\s?\}}|[+-]?\d{{1,3}}) | [⁰¹²³⁴-⁹]+ )
   | (?P<frac> \\[dtc]?frac )
-  | (?P<op> (?!\+/?-)[-+*/] | (?<=[\d\s])[xX](?=[\s\d($]) )
-  | (?P<relation> [<>≠≤≥±∞^\\]+ | \+/?- )
+  | (?P<op> [-+*/] | (?<=[\d\s])[xX](?=[\s\d($]) )
+  | (?P<relation> [<>≠≤≥±∞^\\]+ )
   | (?P<equals> ==? )
   | (?P<open> [(\[{{] ) | (?P<close> [)\]}}] )
-  | (?P<comma> [,;|:&] )
+  | (?P<comma> [,;:] )
   | (?P<words> {_NUMBER_WORDS} )
   | (?P<word> [^\W\d_]+(?:[-'][^\W\d_]+)*\d?(?!\d) | [^\W\d_]+ )
   | (?P<other> . )
@@ -55,30 +55,23 @@ _TO_ASCII = {
     **dict.fromkeys(map(ord, "×⋅·∗"), "*"),
     **dict.fromkeys(map(ord, "÷∕⁄"), "/"),
     **dict.fromkeys(map(ord, "\u00a0\u2009\u202f\u200b\u200c\u200d\u2060\ufeff"), " "),
-    **dict.fromkeys(map(ord, "“”„«»"), '"'),
-    ord("’"): "'",
-    ord("‘"): "'",
     ord("。"): ".",
-    ord("，"): ",",
-    ord("；"): ";",
     ord("："): ":",
 }
 _DIGIT = re.compile(r"\d")  # of every script, also full-width
 
-_STRUCK = re.compile(
-    r"~~[^~\n]{0,80}~~|<(?:del|s|strike)>[^<\n]{0,80}</(?:del|s|strike)>|\\x?(?:cancel|sout)\{[^{}\n]{0,80}\}"
-)
+_STRUCK = re.compile(r"~~[^~\n]{0,80}~~|\\x?(?:cancel|sout)\{[^{}\n]{0,80}\}")
 # HTML tags, chat tokens and GSM8K's calculator annotations <<9*2=18>>
 _TAGS = re.compile(r"</?[A-Za-z][^<>\n]{0,60}>|<\|[^<>\n]{0,40}\|>|<<[^<>\n]{0,120}>>")
 _ENTITY = re.compile(r"&(?:#\d{1,6}|[a-zA-Z]{2,8});")
-_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}(?:\\!)?|,\\!|\\[,; ])(?=\d{3}(?!\d))")
+_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}(?:\\!)?|,\\!|\\,)(?=\d{3}(?!\d))")
 _TEXT_GROUP = re.compile(
     r"(\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|bm|[mh]box|underline|f?boxed|fbox|emph)\s*\{)([^{}]*)\}"
 )
 _COMMAND = re.compile(
     r"\\(?:(?P<times>times|cdot|ast)|(?P<over>div)|left|right|displaystyle|q?quad|bf|rm|it|approx|sim|l?dots|checkmark"
-    r"|degree|euro|pounds|[dtc]?frac(?!\s*(?:\{[-+\s\d.,_$*/()\\]*\d|\d)))(?![A-Za-z])|\\[,;:! ()\[\]$%&#_]"
-    r"|\^\s?\{?\s?(?:\\?circ|th|st|nd|rd)\s?\}?"
+    r"|[dtc]?frac(?!\s*(?:\{[-+\s\d.,_$*/()\\]*\d|\d)))(?![A-Za-z])|\\[,;:! ()\[\]$%&#_]"
+    r"|\^\s?\{?\s?(?:\\?circ)\s?\}?"
 )
 
 _SUBSCRIPT = re.compile(r"(?<=[^\W\d_])_(?:\{[^{}]{0,20}\}|\w{1,3})")  # P_1, a_{10}
