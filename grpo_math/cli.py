@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_math.commands import chat, merge, sft
+from grpo_math.commands import chat, fields, merge, sft
 from grpo_math.errors import RecipeError, UserError, nearest
 from grpo_math.memory import command as memory_command
 from grpo_math.startup import prefer_expandable_segments, quieten
@@ -28,6 +29,7 @@ EVAL = f"""{OVERRIDES}  --model_name_or_path FOLDER   a trained model: the outpu
   --heldout_generations K       with K samples of each
 
 exit code: 0 done, 2 wrong input"""
+CLOSED_PIPE = 141  # as shells have it for a program that SIGPIPE ended
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
@@ -86,15 +88,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
         _report,
     )
     report.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of a run")
-    fields = add(
-        "fields",
-        "[TEXT]",
-        "list the fields that a recipe may have, with type, class and meaning",
-        "",
-        "exit code: 0 done, 2 no field has TEXT",
-        _fields,
-    )
-    fields.add_argument("text", metavar="TEXT", nargs="*", help="only fields whose name or help holds TEXT")
+    fields.add_parser(add)
     return parser, list(commands.choices)
 
 
@@ -113,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         if argv[0] not in commands and argv[0] not in ("-h", "--help"):
             parser.error(f"there is no command {argv[0]!r}{nearest(argv[0], commands)}")
+        if repeated := repeated_option(argv):
+            parser.error(f"{repeated} is given twice on the command line")
         args, overrides = parser.parse_known_args(argv)
         if hasattr(args, "recipe") and args.recipe != argv[1] and argv[1] in overrides:
             parser.error(f"RECIPE comes first: grpo-math {argv[0]} RECIPE {argv[1]} ...")
@@ -124,10 +120,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prefer_expandable_segments()
     try:
         if hasattr(args, "recipe"):
-            from grpo_math.recipe import read_yaml
+            from grpo_math.recipe import check_names
 
-            read_yaml(args.recipe)  # at once, before seconds of imports
-        return args.run(args, overrides)
+            check_names(args.recipe, overrides)  # at once, before seconds of imports
+        code = args.run(args, overrides)
+        sys.stdout.flush()  # a closed pipe is found here, and not when Python exits
+        return code
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
@@ -135,6 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"grpo-math: error: {error}", file=sys.stderr)
         return 2
+
+
+def repeated_option(argv: Sequence[str]) -> str | None:
+    """The first option that is given a second time; `--a-b` and `--a_b` are one."""
+    seen = set()
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if re.match(r"--[A-Za-z]", word) and name in seen:
+            return word.partition("=")[0]
+        seen.add(name)
+    return None
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -180,21 +192,6 @@ def _report(args: argparse.Namespace, overrides: list[str]) -> int:
     if summary.get("accuracy_after"):
         report.print_figures(console, summary)
     console.print(f"Reward curve: {curve}")
-    return 0
-
-
-def _fields(args: argparse.Namespace, overrides: list[str]) -> int:
-    from grpo_math.recipe import fields
-
-    wanted, found = " ".join(args.text).lower(), False
-    for name, (cls, field, hint) in fields().items():
-        text = " ".join(str(field.metadata.get("help", "")).split())
-        if wanted in name.lower() or wanted in text.lower():
-            found = True
-            kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
-            print(f"{name}: {kind}   ({cls.__name__})\n    {text}")
-    if not found:
-        raise RecipeError(f"no field has {wanted!r} in its name or help{nearest(wanted, fields())}")
     return 0
 
 

@@ -7,11 +7,14 @@ import warnings
 
 
 def quieten() -> None:
-    """Silences warnings that a user cannot act on."""
+    """Silences warnings that a user cannot act on, and progress bars where nobody sees them move."""
     # TRL 1.16 sets arguments that transformers has renamed since.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6", category=FutureWarning)
     # bitsandbytes says at import, on every CPU, that an optional kernel package is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # In a log file a progress bar is one long line of carriage returns. tqdm reads this as its default, in every library.
+    if sys.stderr is not None and not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def prefer_expandable_segments() -> None:

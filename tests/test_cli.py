@@ -1,10 +1,15 @@
 """The commands explain themselves, and say what is wrong with their words."""
 
+import io
 import os
+import subprocess
+import sys
 
 import pytest
 
 from grpo_math import cli
+from grpo_math.recipe import fields
+from grpo_math.recipe.names import field_names
 
 
 def test_commands_explain_themselves(capsys, tmp_path):
@@ -13,7 +18,10 @@ def test_commands_explain_themselves(capsys, tmp_path):
     assert cli.main(["trian"]) == 2
     assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
     assert cli.main(["fields", "num_generations_eval"]) == 0
-    assert "num_generations_eval: int | None   (GRPOMathConfig)" in capsys.readouterr().out
+    assert "num_generations_eval: int | None = null   (GRPOMathConfig)" in capsys.readouterr().out
+    assert cli.main(["fields", "scale_rewards"]) == 0
+    printed = capsys.readouterr().out
+    assert "= group   (GRPOMathConfig)\n    choices: group, batch, none, true, false\n" in printed
     assert cli.main(["fields", "learning_rat_"]) == 2
     assert "no field has 'learning_rat_' in its name or help; did you mean learning_rate?" in capsys.readouterr().err
     assert cli.main(["report", os.devnull]) == 2
@@ -68,6 +76,60 @@ def test_overrides_before_the_recipe_are_refused_with_the_right_order(capsys, ar
 def test_options_of_a_command_may_come_before_the_recipe(capsys, tmp_path):
     assert cli.main(["memory", "--vram", "8", str(tmp_path / "r.yaml")]) == 2
     assert f"there is no recipe {tmp_path / 'r.yaml'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["memory", "r.yaml", "--vram", "8", "--vram=9"], "--vram is given twice on the command line"),
+        (["train", "r.yaml", "--max_steps", "5", "--max-steps", "6"], "--max-steps is given twice"),
+        (["chat", "out", "--greedy", "--greedy"], "--greedy is given twice"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(capsys, argv, says):
+    assert cli.main(argv) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_misspelt_field_is_an_error_before_torch_is_imported(tiny_recipe, tmp_path):
+    code = (
+        "import sys; from grpo_math import cli; code = cli.main(sys.argv[1:]);"
+        "sys.exit(9 if 'torch' in sys.modules or 'trl' in sys.modules else code)"
+    )
+
+    def said(*argv):
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    assert "command line: max_step is not a field of a recipe; did you mean max_steps?" in said(
+        "train", str(tiny_recipe), "--max_step", "3"
+    )
+    path = tmp_path / "r.yaml"
+    path.write_text("task: countdown\nlearning_rat: 1e-5\n")
+    assert f"{path}: learning_rat is not a field of a recipe; did you mean learning_rate?" in said("memory", str(path))
+
+
+def test_the_names_that_are_checked_early_are_those_of_the_schema():
+    assert field_names() == set(fields())
+
+
+def test_a_closed_pipe_ends_a_command_quietly(monkeypatch, tmp_path, capsys):
+    """`grpo-math fields | head`"""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return file.fileno()
+
+    with (tmp_path / "stdout").open("w") as file:
+        monkeypatch.setattr("sys.stdout", Closed())
+        assert cli.main(["fields", "seed"]) == 141
+        os.write(file.fileno(), b"into nothing")
+    assert (tmp_path / "stdout").read_bytes() == b""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_negative_number_and_a_value_behind_an_equals_sign_reach_the_overrides():

@@ -39,7 +39,9 @@ def launched(tmp_path_factory):
 
 
 def test_accelerate_launch(launched):
-    """Nobody asks to log in anywhere."""
+    """Nobody asks to log in anywhere, and output that goes to a file has no progress bars."""
+    assert "it/s" not in launched.printed
+    assert "step 2/2  reward " in launched.printed
     assert summary_of(launched.folder)["steps"] == 2
     assert "wandb" not in launched.printed.lower()
 

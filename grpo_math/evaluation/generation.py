@@ -122,7 +122,8 @@ def _generated(
     # Leaving the text out only makes completions longer: what follows it is never read.
     stop_strings = [text for text in stop_strings if _can_write(tokenizer, text)]
     criteria = [StopStringCriteria(tokenizer, stop_strings)] if stop_strings else []
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
+    hidden = True if progress is None else None  # None: only in a terminal
+    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=hidden, leave=False):
         chosen = order[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")
         out = model.generate(

@@ -4,7 +4,17 @@
 """
 
 from grpo_math.recipe.load import Recipe, load_recipe
-from grpo_math.recipe.schema import check_name, fields
-from grpo_math.recipe.sources import dump, parse_overrides, read_yaml
+from grpo_math.recipe.schema import check_name, choices_of, fields
+from grpo_math.recipe.sources import check_names, dump, parse_overrides, read_yaml
 
-__all__ = ["Recipe", "check_name", "dump", "fields", "load_recipe", "parse_overrides", "read_yaml"]
+__all__ = [
+    "Recipe",
+    "check_name",
+    "check_names",
+    "choices_of",
+    "dump",
+    "fields",
+    "load_recipe",
+    "parse_overrides",
+    "read_yaml",
+]

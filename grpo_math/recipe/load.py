@@ -169,6 +169,7 @@ def load_recipe(path: str | Path, argv: Sequence[str] = (), planned: bool = Fals
     settings = dict(values)
     settings.setdefault("report_to", "none")
     _default_looks(settings)
+    settings.setdefault("num_completions_to_print", 1)  # with log_completions TRL would print the whole batch
     device = torch.device("cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps")
     if planned:
         halves = {"float16": "bfloat16"}

@@ -89,7 +89,7 @@ def coerce(name: str, value: Any, hint: Any, field: dataclasses.Field, place: st
         RecipeError: naming the place, the value and what is allowed.
     """
     options = members(hint)
-    allowed = CHOICES.get(name) or field.metadata.get("choices") or _enum_or_literal_values(options)
+    allowed = choices_of(name, field, hint)
     if name == "resume_from_checkpoint":
         options = [*options, bool]
     if from_text:
@@ -107,6 +107,11 @@ def coerce(name: str, value: Any, hint: Any, field: dataclasses.Field, place: st
         if fits:
             return converted
     raise RecipeError(f"{place}: {name}: {value!r} is {_kind(value)}, but the field takes {_describe(options)}")
+
+
+def choices_of(name: str, field: dataclasses.Field, hint: Any) -> tuple:
+    """The values that a field is restricted to; empty where its type is all that counts."""
+    return tuple(CHOICES.get(name) or field.metadata.get("choices") or _enum_or_literal_values(members(hint)))
 
 
 def members(hint: Any) -> list:

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from grpo_math.errors import RecipeError, TaskError
+from grpo_math.recipe.names import field_names
 from grpo_math.recipe.schema import COMMAND_LINE, check_name, coerce, fields, members
 
 LAUNCH_KEY = "launch"
@@ -73,6 +74,33 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         RecipeError: for a word that belongs to no field, or a field that is given twice.
     """
+    overrides = _words_of_fields(argv)
+    known = fields()
+    for name, words in overrides.items():
+        switch = name == "resume_from_checkpoint" or name not in known or bool in members(known[name][2])
+        if not words and not switch:
+            raise RecipeError(f"command line: --{name} has no value; write --{name} VALUE")
+    return {name: "true" if not words else words[0] if len(words) == 1 else words for name, words in overrides.items()}
+
+
+def check_names(path: str | Path, argv: Sequence[str] = ()) -> None:
+    """Reads the recipe and checks the names of its fields and of the overrides, without importing torch.
+
+    Raises:
+        RecipeError: for a recipe that cannot be read, a name that no field has, or a field that is given twice.
+    """
+    values, overrides = read_yaml(path), _words_of_fields(argv)
+    task = (overrides.get("task") or [values.get("task")])[0]
+    known = field_names()
+    if known is None or (isinstance(task, str) and task.endswith(".py")):  # which may bring fields
+        return
+    for names, place in ((values, str(path)), (overrides, COMMAND_LINE)):
+        for name in names:
+            check_name(name, place, known)
+
+
+def _words_of_fields(argv: Sequence[str]) -> dict[str, list[str]]:
+    """`--field value value ...` -> {field: its words}, which may be none."""
     overrides: dict[str, list[str]] = {}
     name = None
     for word in argv:
@@ -86,12 +114,7 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(f"command line: {word!r} belongs to no field; write --field value")
         else:
             overrides[name].append(word)
-    known = fields()
-    for name, words in overrides.items():
-        switch = name == "resume_from_checkpoint" or name not in known or bool in members(known[name][2])
-        if not words and not switch:
-            raise RecipeError(f"command line: --{name} has no value; write --{name} VALUE")
-    return {name: "true" if not words else words[0] if len(words) == 1 else words for name, words in overrides.items()}
+    return overrides
 
 
 def checked_values(path: str | Path, argv: Sequence[str] = (), reading: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from grpo_math.files import read_lines, write_whole
 from grpo_math.report import COMPLETIONS, LOOKS, METRICS, draw_curve
@@ -120,15 +120,6 @@ def json_value(value: Any) -> Any:
 
 def json_line(record: dict) -> str:
     return json.dumps(record, ensure_ascii=False, default=str) + "\n"
-
-
-class ShortProgress(ProgressCallback):
-    """The progress bar with the reward beside it, instead of all metrics printed above it at every log."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and logs and logs.get("reward") is not None:
-            shown = {"reward": f"{logs['reward']:.3f}", "length": f"{logs.get('completions/mean_length', 0):.0f}"}
-            self.training_bar.set_postfix(shown)
 
 
 def ending_signals() -> list[int]:

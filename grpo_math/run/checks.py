@@ -172,16 +172,17 @@ def check_folder(recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def no_folder_left(folder: Path) -> Iterator[None]:
-    """Removes the folders that were made inside the context, if it ends in an error and they are empty."""
+def no_folder_left(folder: Path, only_after_errors: bool = True) -> Iterator[None]:
+    """Removes the folders that were made inside the context and are empty at its end, or only if that is an error."""
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    done = False
     try:
         yield
-    except BaseException:
-        for path in made:
+        done = only_after_errors
+    finally:
+        for path in [] if done else made:
             with contextlib.suppress(OSError):  # not made after all, or not empty
                 path.rmdir()
-        raise
 
 
 def check_target_modules(recipe: Recipe, model: Any) -> None:

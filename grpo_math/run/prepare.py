@@ -20,8 +20,9 @@ from grpo_math.evaluation import Scorers
 from grpo_math.recipe import Recipe
 from grpo_math.run import checks
 from grpo_math.run.along import MeasuredTrainer
-from grpo_math.run.callbacks import RunRecorder, ShortProgress, StopOnSignal
+from grpo_math.run.callbacks import RunRecorder, StopOnSignal
 from grpo_math.run.checkpoints import checkpoint_of
+from grpo_math.run.progress import progress_callback
 from grpo_math.run.rewards import check_reward_columns, check_signatures, named
 from grpo_math.run.watchdog import Watchdog
 from grpo_math.tasks import Problems, get_task, load_problems, resolve_rewards, strict_and_lenient
@@ -112,7 +113,8 @@ def prepare(recipe: Recipe, training: bool = True) -> Prepared:
         StopOnSignal(),
         Watchdog(),
     )
-    with checks.no_folder_left(folder):
+    # TRL makes the folder; who only measures has nothing to put into it
+    with checks.no_folder_left(folder, only_after_errors=training):
         trainer = _build_trainer(recipe, model, tokenizer, problems, rewards, [recorder, interrupt, watchdog])
         if training:
             checks.check_start(recipe, trainer)
@@ -194,7 +196,7 @@ def _build_trainer(
         models.float32_adapter(trainer.model, loaded)
     if not args.disable_tqdm:  # a few figures beside the bar; all of them are in metrics.jsonl
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ShortProgress())
+        trainer.add_callback(progress_callback())
     trainer.remove_callback(PrinterCallback)
     return trainer
 

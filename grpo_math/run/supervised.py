@@ -34,10 +34,11 @@ from grpo_math.memory import as_arguments, is_out_of_memory
 from grpo_math.recipe import Recipe, dump
 from grpo_math.recipe.supervised import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from grpo_math.run import checks
-from grpo_math.run.callbacks import ShortProgress, json_value
+from grpo_math.run.callbacks import json_value
 from grpo_math.run.heldout import AFTER, BEFORE, compared, figures_of, measure_heldout, write_records
 from grpo_math.run.model_card import write_card
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
+from grpo_math.run.progress import progress_callback
 from grpo_math.run.train import OUT_OF_MEMORY, set_aside, summarise
 from grpo_math.tasks import solutions
 from grpo_math.trainer.lm_head import add_compact_lm_head
@@ -243,7 +244,7 @@ def _build_trainer(run: Prepared, folder: Path, lines: Lines) -> SFTTrainer:
         models.float32_adapter(model, loaded)
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ShortProgress())
+        trainer.add_callback(progress_callback())
     trainer.remove_callback(PrinterCallback)
     return trainer
 

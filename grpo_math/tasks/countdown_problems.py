@@ -206,8 +206,8 @@ def generate(count: int, config: CountdownConfig, seed: int, heldout: bool) -> l
     rng = random.Random(seed)
     classes = {k: sorted(_all_classes(k, config.countdown_operators)) for k in config.countdown_operands}
     rows, seen = [], set()
-    # `delay`: only a long generation shows its progress
-    bar = tqdm(range(count), desc="generating problems", unit="", delay=2, leave=False)
+    # `delay`: only a long generation shows its progress; `disable`: and only in a terminal
+    bar = tqdm(range(count), desc="generating problems", unit="", delay=2, leave=False, disable=None)
     for _ in bar:
         operands = rng.choice(config.countdown_operands)
         kind = rng.choice(classes[operands])
