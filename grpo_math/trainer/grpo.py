@@ -26,6 +26,7 @@ from grpo_math.trainer.input_casts import InputCasts
 from grpo_math.trainer.lm_head import add_compact_lm_head
 from grpo_math.trainer.old_logps import OldLogps
 from grpo_math.trainer.packing import Packing
+from grpo_math.trainer.reward_shares import log_shares
 from grpo_math.trainer.row_selection import RowSelection
 from grpo_math.trainer.variant import Variant, beta_as, frozen_copy
 
@@ -149,6 +150,8 @@ class GRPOMathTrainer(GRPOTrainer):
                 weights = self.reward_weights.to(rewards.device)
                 dead = losses.dead_rows(rewards, weights, num_generations, self.multi_objective_aggregation)
                 batch["live"] &= ~dead[here]
+                if self.model.training:
+                    log_shares(self, rewards)
             if self._old_logps.put_off:
                 batch = self._old_logps.fill(batch)
             if not (self.model.training and self._dynamic_sampling.rounds):
