@@ -166,7 +166,7 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
     recipe = load_recipe(args.recipe, overrides, reading=True)
     from grpo_math.run.heldout import evaluate
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     for line in evaluate(recipe):
         console.print(line)
     return 0
@@ -188,7 +188,7 @@ def _report(args: argparse.Namespace, overrides: list[str]) -> int:
         raise RecipeError(f"{folder} contains a malformed run file: {error!r}. Name the output_dir of a run") from error
     if curve is None:
         raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     if summary.get("accuracy_after"):
         report.print_figures(console, summary)
     console.print(f"Reward curve: {curve}")

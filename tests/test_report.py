@@ -9,7 +9,7 @@ from rich.console import Console
 
 from grpo_math import report
 from grpo_math.run import callbacks
-from grpo_math.run.train import set_aside
+from grpo_math.run.folder import set_aside
 
 
 def metrics(folder, steps):

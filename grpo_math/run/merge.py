@@ -24,9 +24,10 @@ from grpo_math import models
 from grpo_math.errors import ModelError, RecipeError
 from grpo_math.evaluation import generate, prompt_ids
 from grpo_math.recipe import load_recipe
+from grpo_math.run.folder import model_files
 from grpo_math.run.heldout import AFTER
 from grpo_math.run.saved import end_tokens, recipe_file
-from grpo_math.run.train import MODEL_FILES
+from grpo_math.trainer.checkpoints import CARD
 
 CONVERTER = "convert_hf_to_gguf.py"  # of llama.cpp
 CHECK_TOKENS = 32
@@ -101,7 +102,7 @@ def _copy_model(folder: Path, target: Path, dtype: str | None) -> None:
     if dtype is not None:
         raise RecipeError(f"--dtype {dtype}: {folder} holds a full model, which is copied as it is")
     target.mkdir()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+    for path in [*model_files(folder), *filter(Path.exists, [folder / CARD])]:
         if path.name != "training_args.bin":
             shutil.copy2(path, target)
 

@@ -14,8 +14,8 @@ import yaml
 from grpo_math import models
 from grpo_math.files import write_whole
 from grpo_math.recipe import Recipe
+from grpo_math.trainer.checkpoints import CARD, is_generated_card
 
-CARD = "README.md"
 # Settings that say what a run was; the folder's recipe.yaml has all
 SHOWN = (
     "task", "prompt_style", "rewards", "reward_weights", "max_steps", "num_generations", "learning_rate", "beta",
@@ -24,14 +24,16 @@ SHOWN = (
 
 
 def write_card(folder: Path, recipe: Recipe, summary: dict[str, Any]) -> None:
-    """Writes `README.md`, whole.
+    """Writes `README.md`, whole; one that no trainer wrote is left as it is.
 
     Args:
         folder: Of the run, with its model in it.
         recipe: Of the run.
         summary: What `summary.json` holds.
     """
-    write_whole(folder / CARD, card(folder, recipe, summary))
+    path = folder / CARD
+    if not path.exists() or is_generated_card(path):
+        write_whole(path, card(folder, recipe, summary))
 
 
 def card(folder: Path, recipe: Recipe, summary: dict[str, Any]) -> str:

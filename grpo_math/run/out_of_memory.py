@@ -44,8 +44,8 @@ def report_out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeErr
     phase = phase_of(error)
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
-    console = Console(highlight=False, soft_wrap=True, stderr=True)
-    console.print(f"Out of memory in the phase [bold]{phase}[/bold]: {str(error).splitlines()[0]}", markup=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+    console.print(f"Out of memory in the phase {phase}: {str(error).splitlines()[0]}")
     if run is not None and not run.trainer.accelerator.is_main_process:
         return
     if run is not None and run.recorder.begun:
@@ -57,10 +57,10 @@ def report_out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeErr
     resume = _say_what_is_saved(console, recipe, run)
     if resume:
         console.print("Go on with less memory (other optim, use_peft or load_in_4bit: start afresh instead):")
-        console.print(f"  accelerate launch {recipe_words} {resume} [--field value ...]", markup=False)
+        console.print(f"  accelerate launch {recipe_words} {resume} [--field value ...]")
     longest = f" --prompt_length {run.longest_prompt}" if run is not None else ""
     console.print("What it needs in each phase, and the smallest changes that fit:")
-    console.print(f"  grpo-math memory {recipe_words}{longest}", markup=False)
+    console.print(f"  grpo-math memory {recipe_words}{longest}")
 
 
 def _say_what_is_saved(console: Console, recipe: Recipe, run: Prepared | None) -> str:

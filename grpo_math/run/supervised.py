@@ -35,11 +35,12 @@ from grpo_math.recipe import Recipe, dump
 from grpo_math.recipe.supervised import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from grpo_math.run import checks
 from grpo_math.run.callbacks import json_value
+from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
 from grpo_math.run.heldout import AFTER, BEFORE, compared, figures_of, measure_heldout, write_records
 from grpo_math.run.model_card import write_card
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 from grpo_math.run.progress import progress_callback
-from grpo_math.run.train import OUT_OF_MEMORY, set_aside, summarise
+from grpo_math.run.train import OUT_OF_MEMORY, summarise
 from grpo_math.tasks import solutions
 from grpo_math.trainer.lm_head import add_compact_lm_head
 
@@ -183,6 +184,7 @@ def supervise(recipe: Recipe) -> int:
         setattr(recipe.training, name, value)
     recipe.training.output_dir = str(folder)
     checks.check_folder(recipe)
+    check_nothing_is_overwritten(recipe)
     checks.check_reporters(recipe)
     try:
         with checks.no_folder_left(folder):
@@ -190,7 +192,7 @@ def supervise(recipe: Recipe) -> int:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
+        Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
             f"Out of memory: {str(error).splitlines()[0]}\nLower per_device_train_batch_size (now "
             f"{recipe.training.per_device_train_batch_size}), which bounds the solutions that run at once."
         )
@@ -202,7 +204,7 @@ def _supervise(recipe: Recipe, folder: Path) -> int:
     lines = supervised_lines(run)
     trainer = _build_trainer(run, folder, lines)
     main = trainer.accelerator.is_main_process
-    console = Console(highlight=False, soft_wrap=True, quiet=not main)
+    console = Console(markup=False, highlight=False, soft_wrap=True, quiet=not main)
     for line in _describe(run, trainer, lines):
         console.print(Text(line))
 

@@ -27,6 +27,7 @@ from grpo_math.run.along import LooksAlong, subset_of
 from grpo_math.run.callbacks import draw_or_say, signals_interrupt
 from grpo_math.run.failures import disk_failure, report_disk_failure, safe_words, save_before_failure
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
+from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
 from grpo_math.run.heldout import (
     AFTER,
     BEFORE,
@@ -59,28 +60,6 @@ FIGURES = (
 INTERRUPTED = 130  # exit code of a run that Ctrl-C stopped, as shells have it
 OUT_OF_MEMORY = DISK_FULL = 1
 
-OUTPUTS = (
-    report.METRICS,
-    report.COMPLETIONS,
-    report.CURVE,
-    report.SUMMARY,
-    report.LOOKS,
-    "recipe.yaml",
-    BEFORE,
-    AFTER,
-)
-# The model or adapter and its tokenizer: an adapter left beside a full model would be loaded onto it.
-MODEL_FILES = (
-    "*.safetensors*",
-    "adapter_*",
-    "*config.json",
-    "token*",
-    "*.jinja",
-    "*.txt",
-    "training_args.bin",
-    "README.md",
-)
-
 
 def train(recipe: Recipe) -> int:
     """
@@ -93,6 +72,8 @@ def train(recipe: Recipe) -> int:
         RewardError: for a reward function that fails, after a checkpoint.
     """
     checks.check_folder(recipe)
+    if not recipe.training.resume_from_checkpoint:
+        check_nothing_is_overwritten(recipe)
     with only_run_in(recipe), signals_interrupt():
         run = None
         try:
@@ -121,7 +102,7 @@ def _failed(recipe: Recipe, run: Prepared | None, error: Exception) -> int:
 def _train(run: Prepared) -> int:
     recipe, trainer, folder = run.recipe, run.trainer, run.folder
     main = trainer.accelerator.is_main_process
-    console = Console(highlight=False, soft_wrap=True, quiet=not main)
+    console = Console(markup=False, highlight=False, soft_wrap=True, quiet=not main)
     for line in describe(run):
         console.print(line)
 
@@ -303,17 +284,3 @@ def summarise(run: Prepared, before: dict | None, after: Accuracy | None, second
         "reward_first": history[0] if history else None,
         "reward_last": history[-1] if history else None,
     }  # fmt: skip
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Move an earlier run's outputs into `folder/earlier-N`, so that a new run neither mixes with nor deletes them."""
-    present = [folder / name for name in OUTPUTS if (folder / name).exists()]
-    present += sorted(path for pattern in ("checkpoint-*", *MODEL_FILES) for path in folder.glob(pattern))
-    if not present:
-        return None
-    number = 1 + max((int(p.name.split("-")[1]) for p in folder.glob("earlier-*")), default=0)
-    aside = folder / f"earlier-{number}"
-    aside.mkdir()
-    for path in dict.fromkeys(present):
-        path.rename(aside / path.name)
-    return aside

@@ -13,8 +13,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from grpo_math.files import write_whole
 
+CARD = "README.md"
 # As far as the options are in use: the adapted beta, the place among the fresh prompts
 STATE_FILE = "grpo_math_state.json"
+
+
+def is_generated_card(path: Path) -> bool:
+    """Whether a README.md is a model card that a trainer wrote: its metadata name TRL."""
+    try:
+        head = path.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0]
+    except OSError:
+        return False
+    return head.startswith("---") and "\n- trl" in head
 
 
 def state_of(trainer: Any) -> dict[str, Any]:

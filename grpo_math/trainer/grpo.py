@@ -296,6 +296,12 @@ class GRPOMathTrainer(GRPOTrainer):
         checkpoints.begin_checkpoint(self, folder)
         super()._save_checkpoint(model, trial)
 
+    def create_model_card(self, *args, **kwargs):
+        """Leaves a README.md in the output folder alone that no trainer wrote."""
+        card = Path(self.args.output_dir, checkpoints.CARD)
+        if not card.exists() or checkpoints.is_generated_card(card):
+            super().create_model_card(*args, **kwargs)
+
     def _save_rng_state(self, output_dir):
         """Waits until every process has written its file: TRL then ends the checkpoint and deletes older ones."""
         super()._save_rng_state(output_dir)
