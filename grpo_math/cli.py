@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_math.commands import chat, fields, merge, sft
+from grpo_math.commands import rewards as rewards_command
 from grpo_math.errors import RecipeError, UserError, nearest
 from grpo_math.memory import command as memory_command
 from grpo_math.startup import prefer_expandable_segments, quieten
@@ -79,6 +80,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     sft.add_parser(add, OVERRIDES)
     merge.add_parser(add)
     chat.add_parser(add)
+    rewards_command.add_parser(add)
     report = add(
         "report",
         "FOLDER",

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_math"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"commands", "run", "memory", "recipe", "report"},
-    "commands": {"run", "memory", "recipe", "models", "tasks", "evaluation", "report", "files"},
+    "commands": {"run", "memory", "recipe", "models", "tasks", "rewards", "answers", "evaluation", "report", "files"},
     "run": {"memory", "recipe", "models", "tasks", "rewards", "trainer", "evaluation", "report", "files"},
     "memory": {"recipe", "models", "tiny_model", "tasks", "trainer", "evaluation", "decoding"},
     "recipe": {"models", "tasks", "trainer"},

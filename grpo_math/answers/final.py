@@ -58,6 +58,7 @@ RULES = {
     "two values": "a marker offers different values",
     "no value": "the marker is empty or states no single number",
     "last number": "a text without any marker ends in it",
+    "last line": "a text without any marker ends in a line that is an expression",
 }
 
 

@@ -46,7 +46,7 @@ class _CountdownAccuracy(MathReward):
     ) -> list[float | None]:
         rewards, found = [], []
         for text, row_nums, row_target in zip(completion_texts(completions, prompts), nums, target, strict=True):
-            stated = self._statement(text, row_nums)
+            stated = self.stated(text, row_nums)
             if stated is None:
                 rewards.append(0.0)
                 found.append((None, "none"))
@@ -57,8 +57,8 @@ class _CountdownAccuracy(MathReward):
         self.log_outcomes(found, log_extra, log_metric)
         return rewards
 
-    def _statement(self, text: str, nums: Sequence[int]) -> Stated | None:
-        """Return the form of the last marker and the reading of its expression."""
+    def stated(self, text: str, nums: Sequence[int]) -> Stated | None:
+        """Return the form of the marker that decides, the reading of its expression and the rule that decided."""
 
         def read(text: str, marker: Marker, limit: int) -> Reading | None:
             start, stop = marker.start, marker.stop

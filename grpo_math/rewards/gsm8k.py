@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from grpo_math.answers import FORMS, Reading, extract, stated_number
+from grpo_math.answers import FORMS, Reading, Stated, extract, stated_number
 from grpo_math.rewards.base import Log, MathReward, Metric, checked_forms, completion_texts
 
 
@@ -35,13 +35,17 @@ class _GSM8KAccuracy(MathReward):
             gold = gold if type(gold) is str else str(gold)
             if gold not in expected:
                 expected[gold] = self._expected(gold)
-            stated = stated_number(text, self.forms, self.allow_bare)
+            stated = self.stated(text)
             reading = None if stated is None else stated.reading
             right = reading is not None and reading.status == "ok" and self._agrees(text, reading, expected[gold])
             rewards.append(None if expected[gold] is None else 1.0 if right else 0.0)
             found.append((None, "none") if reading is None else (text[slice(*reading.span)], reading.status))
         self.log_outcomes(found, log_extra, log_metric)
         return rewards
+
+    def stated(self, text: str) -> Stated | None:
+        """Return the form of the marker that decides, its reading and the rule that decided."""
+        return stated_number(text, self.forms, self.allow_bare)
 
     @staticmethod
     def _expected(gold: str) -> object:
