@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from grpo_math.commands import chat, fields, merge, sft
+from grpo_math.commands import chat, fields, merge, report, sft
 from grpo_math.commands import rewards as rewards_command
-from grpo_math.errors import RecipeError, UserError, nearest
+from grpo_math.errors import UserError, nearest
 from grpo_math.memory import command as memory_command
 from grpo_math.startup import prefer_expandable_segments, quieten
 
@@ -81,15 +79,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     merge.add_parser(add)
     chat.add_parser(add)
     rewards_command.add_parser(add)
-    report = add(
-        "report",
-        "FOLDER",
-        "redraw the curve of a run and print its table",
-        "The curve is FOLDER/reward_curve.png.",
-        "exit code: 0 done, 2 the folder holds no run",
-        _report,
-    )
-    report.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of a run")
+    report.add_parser(add)
     fields.add_parser(add)
     return parser, list(commands.choices)
 
@@ -171,29 +161,6 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
     console = Console(markup=False, highlight=False, soft_wrap=True)
     for line in evaluate(recipe):
         console.print(line)
-    return 0
-
-
-def _report(args: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
-
-    from grpo_math import report
-
-    folder = args.folder
-    summary_path = folder / report.SUMMARY
-    try:
-        summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
-        curve = report.draw_curve(folder, summary.get("blind"))
-    except OSError as error:
-        raise RecipeError(f"{error.filename or folder} cannot be read or written: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RecipeError(f"{folder} contains a malformed run file: {error!r}. Name the output_dir of a run") from error
-    if curve is None:
-        raise RecipeError(f"{folder} is not a run's folder, or nothing has been logged yet (no {report.METRICS})")
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    if summary.get("accuracy_after"):
-        report.print_figures(console, summary)
-    console.print(f"Reward curve: {curve}")
     return 0
 
 

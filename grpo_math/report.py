@@ -15,6 +15,7 @@ from grpo_math.files import read_jsonl, write_whole
 
 METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
 LOOKS = "heldout.jsonl"  # held-out accuracy along the run
+PAGE, MEMORY = "report.html", "memory.json"  # the HTML page, and the predicted memory that it shows
 
 
 # --- the curve --------------------------------------------------------------------------------------------------------

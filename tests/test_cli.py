@@ -47,7 +47,7 @@ def test_commands_explain_themselves(capsys, tmp_path):
         ("sft", ["grpo-math sft RECIPE", "--sft_learning_rate", "OUTPUT_DIR/sft"]),
         ("merge", ["grpo-math merge RUN OUT", "--dtype", "--gguf FILE"]),
         ("chat", ["grpo-math chat RUN", "--problem N", "--raw", "--greedy"]),
-        ("report", ["grpo-math report FOLDER", "reward_curve.png"]),
+        ("report", ["grpo-math report RUN [RUN ...]", "--out FILE", "--no-memory"]),
         ("fields", ["grpo-math fields [TEXT]"]),
     ],
 )

@@ -32,6 +32,8 @@ def test_grpo_raises_the_reward_and_the_run_leaves_everything(tiny_recipe, tmp_p
     metrics = report.read_jsonl(tmp_path / "metrics.jsonl")
     assert [m["step"] for m in metrics] == list(range(10, 81, 10))
     assert all({"reward", "reward_std", "frac_reward_zero_std", "loss", "entropy"} <= set(m) for m in metrics)
+    phases = [sum(m[f"time/{phase}"] for m in metrics) for phase in ("generation", "training", "scoring", "optimizer")]
+    assert 0.3 * summary["seconds"] < sum(phases) <= summary["seconds"]
     completions = report.read_jsonl(tmp_path / "completions.jsonl")
     assert {c["step"] for c in completions} == {m["step"] for m in metrics}
     group = [c for c in completions if c["step"] == 80]

@@ -38,6 +38,8 @@ class RunRecorder(TrainerCallback):
         # Both are set by the run: the trainer, and what makes room for the run's files and writes the first ones
         self.trainer: Any = None
         self.prepare: Callable[[], None] | None = None
+        # Seconds by phase and peak memory since the last log, for the line of metrics
+        self.costs: Callable[[], dict[str, float]] = dict
 
     def begin(self) -> None:
         """The first files, once; on every process, since none may save a checkpoint before the folder is cleared."""
@@ -63,6 +65,7 @@ class RunRecorder(TrainerCallback):
         if not state.is_world_process_zero or not logs or "reward" not in logs:
             return
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            logs = {**logs, **self.costs()}
             file.write(json_line({"step": state.global_step, **{k: json_value(v) for k, v in logs.items()}}))
         with (self.folder / COMPLETIONS).open("a", encoding="utf-8") as file:
             for record in self._one_group():

@@ -14,7 +14,18 @@ from grpo_math.run.checkpoints import CHECKPOINT, RECIPE
 from grpo_math.run.heldout import AFTER, BEFORE
 from grpo_math.trainer.checkpoints import CARD, is_generated_card
 
-OUTPUTS = (report.METRICS, report.COMPLETIONS, report.CURVE, report.SUMMARY, report.LOOKS, RECIPE, BEFORE, AFTER)
+OUTPUTS = (
+    report.METRICS,
+    report.COMPLETIONS,
+    report.CURVE,
+    report.SUMMARY,
+    report.LOOKS,
+    report.PAGE,
+    report.MEMORY,
+    RECIPE,
+    BEFORE,
+    AFTER,
+)
 DAMAGED = (f"{report.METRICS}.damaged", f"{report.COMPLETIONS}.damaged")
 # The model or adapter and its tokenizer: an adapter left beside a full model would be loaded onto it
 MODEL_NAMES = (

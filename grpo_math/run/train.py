@@ -25,6 +25,7 @@ from grpo_math.recipe import Recipe, dump
 from grpo_math.run import checks
 from grpo_math.run.along import LooksAlong, subset_of
 from grpo_math.run.callbacks import draw_or_say, signals_interrupt
+from grpo_math.run.costs import clocked
 from grpo_math.run.failures import disk_failure, report_disk_failure, safe_words, save_before_failure
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
 from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
@@ -129,7 +130,9 @@ def _train(run: Prepared) -> int:
             # Where the reference is an adapter too, transformers 5.17 resumes that one alone
             trainer.model.load_adapter(run.checkpoint, "default", is_trainable=True)
         if finished_at is None:
-            trainer.train(resume_from_checkpoint=run.checkpoint)
+            with clocked(trainer) as phases:
+                run.recorder.costs = phases.take
+                trainer.train(resume_from_checkpoint=run.checkpoint)
         else:
             load_finished(run)
     finally:
