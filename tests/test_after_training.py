@@ -172,6 +172,24 @@ def test_chat_answers_a_problem_and_scores_it(full_run, capsys, monkeypatch):
     assert "holds no recipe.yaml: name the output_dir of a run" in capsys.readouterr().err
 
 
+def test_chat_asks_until_nothing_more_is_typed(full_run, capsys, monkeypatch):
+    for typed in (["17 5 = 12 :", "3 4 = 12 :", ""], ["17 5 = 12 :", EOFError]):
+        typed = iter(typed)
+
+        def ask(prompt, typed=typed):
+            text = next(typed)
+            if text is EOFError:
+                raise EOFError
+            return text
+
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", ask)
+        assert cli.main(["chat", str(full_run)]) == 0
+        assert next(typed, None) is None
+    assert capsys.readouterr().out.count("<answer>") == 3
+
+
 def test_a_score_names_the_answer_and_the_outcome(full_run, lora_run):
     saved = open_run(full_run)
     row = {"prompt": "17 5 = 12 :", "nums": [17, 5], "target": 12}

@@ -1,5 +1,6 @@
 """The supervised warm-up: solutions in the prompt style's form, behind the prompts that GRPO generates from."""
 
+import errno
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from grpo_math import cli, models
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import load_recipe
 from grpo_math.run import supervised
+from grpo_math.run.lock import only_run_in
 from grpo_math.run.prepare import prepare
 from grpo_math.tasks import TaskConfig, load_problems, resolve_rewards, solutions
 from grpo_math.tasks.countdown_problems import CountdownConfig, steps
@@ -145,11 +147,12 @@ def test_the_warm_up_and_grpo_are_two_commands(tmp_path, capsys):
     assert (out / "sft" / "summary.json").exists()  # GRPO's run beside it has not moved it
 
 
-def test_a_lora_warm_up_leaves_an_adapter_that_grpo_trains_further(tmp_path, gsm8k_folder, small_chat_model):
+@pytest.mark.parametrize("base", ["lora", "qlora"])
+def test_a_lora_warm_up_leaves_an_adapter_that_grpo_trains_further(base, tmp_path, gsm8k_folder, small_chat_model):
     from safetensors.torch import load_file
 
     words = ["--dataset_path", str(gsm8k_folder), "--use_cpu", "true", "--output_dir", str(tmp_path), "--disable_tqdm",
-             "true", "--heldout_size", "0"]  # fmt: skip
+             "true", "--heldout_size", "0", "--load_in_4bit", str(base == "qlora").lower()]  # fmt: skip
     assert cli.main(["sft", str(GSM8K), *words, "--model_name_or_path", str(small_chat_model), "--sft_size", "16",
                      "--max_completion_length", "200", "--sft_batch_size", "8"]) == 0  # fmt: skip
     weights = load_file(tmp_path / "sft" / "adapter_model.safetensors")
@@ -159,6 +162,31 @@ def test_a_lora_warm_up_leaves_an_adapter_that_grpo_trains_further(tmp_path, gsm
     assert cli.main(["train", str(GSM8K), *words, "--model_name_or_path", str(tmp_path / "sft"), "--max_steps", "1",
                      "--max_completion_length", "8", "--gradient_accumulation_steps", "1"]) == 0  # fmt: skip
     assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_what_cannot_be_trained_or_saved_is_one_line(tmp_path, capsys, monkeypatch):
+    words = ["sft", str(TINY), "--output_dir", str(tmp_path / "out"), "--heldout_size", "0", "--sft_size", "16"]
+    assert cli.main([*words, "--dtype", "bfloat16"]) == 2
+    assert "trains bfloat16 weights in full" in capsys.readouterr().err
+    recipe = load_recipe(TINY, ["--output_dir", str(tmp_path / "out" / "sft")])
+    with only_run_in(recipe):
+        assert cli.main(words) == 2
+    assert "is in use by another run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+    def fail(error):
+        def save(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(supervised.SFTTrainer, "save_model", save)
+        return cli.main(words)
+
+    assert fail(OSError(errno.ENOSPC, "No space left on device")) == 1
+    assert "is not saved: No space left on device. Make room" in " ".join(capsys.readouterr().err.split())
+    assert fail(torch.OutOfMemoryError("CUDA out of memory. Tried")) == 1
+    assert "Lower per_device_train_batch_size (now 128)" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="something else"):
+        fail(RuntimeError("something else"))
 
 
 def test_bad_settings_are_named(capsys):

@@ -14,7 +14,7 @@ EPILOG = """  --sft_size N                  solutions to train on (default: one 
 then, for example:
   grpo-math train RECIPE --model_name_or_path OUTPUT_DIR/sft
 
-exit code: 0 done, 1 out of memory, 2 wrong input, 130 stopped by Ctrl-C"""
+exit code: 0 done, 1 out of memory or disk full, 2 wrong input, 130 stopped by Ctrl-C"""
 
 
 def add_parser(add: Callable[..., argparse.ArgumentParser], overrides: str) -> None:

@@ -22,6 +22,7 @@ from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from peft import PeftModel
 from rich.console import Console
 from rich.text import Text
+from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import is_conversational
@@ -34,9 +35,11 @@ from grpo_math.memory import as_arguments, is_out_of_memory
 from grpo_math.recipe import Recipe, dump
 from grpo_math.recipe.supervised import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from grpo_math.run import checks
-from grpo_math.run.callbacks import json_value
+from grpo_math.run.callbacks import json_value, signals_interrupt
+from grpo_math.run.failures import disk_failure
 from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
 from grpo_math.run.heldout import AFTER, BEFORE, compared, figures_of, measure_heldout, write_records
+from grpo_math.run.lock import only_run_in
 from grpo_math.run.model_card import write_card
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 from grpo_math.run.progress import progress_callback
@@ -173,7 +176,8 @@ def output_folder(recipe: Recipe) -> Path:
 
 def supervise(recipe: Recipe) -> int:
     """
-    The warm-up of a recipe from beginning to end. Returns the exit code: 0, or 1 when the device's memory ran out.
+    The warm-up of a recipe from beginning to end. Returns the exit code: 0, or 1 when the device's memory ran out or the
+    disk is full.
 
     Raises:
         RecipeError, TaskError, ModelError: for anything wrong with the recipe, the data or the model's name, before
@@ -186,21 +190,35 @@ def supervise(recipe: Recipe) -> int:
     checks.check_folder(recipe)
     check_nothing_is_overwritten(recipe)
     checks.check_reporters(recipe)
-    try:
-        with checks.no_folder_left(folder):
+    with only_run_in(recipe), signals_interrupt():
+        try:
             return _supervise(recipe, folder)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
+        except (RuntimeError, OSError, SafetensorError) as error:
+            line = _failure(recipe, folder, error)
+            if line is None:
+                raise
+            Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line))
+            return OUT_OF_MEMORY
+
+
+def _failure(recipe: Recipe, folder: Path, error: Exception) -> str | None:
+    """Out of memory or a full disk in a line, with what to do; None for any other error."""
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return (
             f"Out of memory: {str(error).splitlines()[0]}\nLower per_device_train_batch_size (now "
             f"{recipe.training.per_device_train_batch_size}), which bounds the solutions that run at once."
         )
-        return OUT_OF_MEMORY
+    cause = disk_failure(error, folder)
+    return (
+        None
+        if cause is None
+        else f"The warm-up's model is not saved: {cause}. Make room, or name another sft_output_dir"
+    )
 
 
 def _supervise(recipe: Recipe, folder: Path) -> int:
     run = prepare(recipe, training=False)
+    checks.check_trained_precision(recipe, run.trainer)
     lines = supervised_lines(run)
     trainer = _build_trainer(run, folder, lines)
     main = trainer.accelerator.is_main_process
