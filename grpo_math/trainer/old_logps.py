@@ -51,7 +51,7 @@ class OldLogps:
 
     def fill(self, batch: Batch) -> Batch:
         """
-        The batch with `"old_per_token_logps"` of its live rows, (B, T); zero in the others.
+        The batch with `"old_per_token_logps"` of its live rows, (B, T), and `"has_old_logps"`, (B,), which says whose.
 
         Args:
             batch (`dict`): From TRL, with `"live"` of shape `(B,)`, bool.
@@ -73,16 +73,17 @@ class OldLogps:
                     trainer.model, ids, mask, old.size(1), trainer.args.per_device_train_batch_size
                 )
             old[rows] = scored[0].to(old.dtype)
-        return {**batch, "old_per_token_logps": old}
+        has_old_logps = torch.zeros_like(live).index_fill(0, rows, True)
+        return {**batch, "old_per_token_logps": old, "has_old_logps": has_old_logps}
 
     def in_loss(self, inputs: Batch, logps: torch.Tensor) -> None:
         """
-        Gives the dead rows of a running loss a ratio of 1, in place.
+        Gives the rows of a running loss whose values were left out a ratio of 1, in place.
 
         Args:
             inputs (`dict`): The micro-batch.
             logps (`torch.Tensor` of shape `(B, T)`): Log-probabilities under the policy.
         """
-        if self.put_off and "old_per_token_logps" in inputs:
-            live = inputs["live"].unsqueeze(1)
-            inputs["old_per_token_logps"] = torch.where(live, inputs["old_per_token_logps"], logps.detach())
+        if "has_old_logps" in inputs:
+            known = inputs["has_old_logps"].unsqueeze(1)
+            inputs["old_per_token_logps"] = torch.where(known, inputs["old_per_token_logps"], logps.detach())
