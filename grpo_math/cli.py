@@ -112,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prefer_expandable_segments()
     try:
         if hasattr(args, "recipe"):
-            from grpo_math.recipe import check_names
+            from grpo_math.recipe import check_spelling
 
-            check_names(args.recipe, overrides)  # at once, before seconds of imports
+            check_spelling(args.recipe, overrides)  # at once, before seconds of imports
         code = args.run(args, overrides)
         sys.stdout.flush()  # a closed pipe is found here, and not when Python exits
         return code

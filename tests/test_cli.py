@@ -105,7 +105,12 @@ def test_a_misspelt_field_is_an_error_before_torch_is_imported(tiny_recipe, tmp_
     assert "command line: max_step is not a field of a recipe; did you mean max_steps?" in said(
         "train", str(tiny_recipe), "--max_step", "3"
     )
+    assert "loss_type: 'dapoo' is not a choice; did you mean dapo?" in said(
+        "train", str(tiny_recipe), "--use_cpu", "--scale_rewards", "false", "--loss_type", "dapoo"
+    )
     path = tmp_path / "r.yaml"
+    path.write_text("task: countdown\nheldout_size: many\n")
+    assert f"{path}: heldout_size: 'many' is a str, but the field takes a whole number" in said("train", str(path))
     path.write_text("task: countdown\nlearning_rat: 1e-5\n")
     assert f"{path}: learning_rat is not a field of a recipe; did you mean learning_rate?" in said("memory", str(path))
 

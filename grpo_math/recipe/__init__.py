@@ -5,12 +5,12 @@
 
 from grpo_math.recipe.load import Recipe, load_recipe
 from grpo_math.recipe.schema import check_name, choices_of, fields
-from grpo_math.recipe.sources import check_names, dump, parse_overrides, read_yaml
+from grpo_math.recipe.sources import check_spelling, dump, parse_overrides, read_yaml
 
 __all__ = [
     "Recipe",
     "check_name",
-    "check_names",
+    "check_spelling",
     "choices_of",
     "dump",
     "fields",

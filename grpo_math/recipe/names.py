@@ -9,9 +9,12 @@ True
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
+import typing
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # Package -> file in it and the dataclasses there that are a recipe's, with their bases
 CLASSES = (
@@ -23,15 +26,22 @@ CLASSES = (
 )
 
 
-@functools.cache
-def field_names() -> frozenset[str] | None:
-    """Every key that a recipe may have, beside those of a task in a file; None where the sources cannot be read."""
-    import dataclasses
-
+def light_fields() -> dict[str, tuple[dataclasses.Field, Any]]:
+    """The fields of the tasks and of the warm-up, whose classes import no torch: name -> (field, type)."""
     from grpo_math import tasks
     from grpo_math.recipe.supervised import SFTSettings
 
-    names = {field.name for cls in (*tasks.config_classes(), SFTSettings) for field in dataclasses.fields(cls)}
+    return {
+        field.name: (field, typing.get_type_hints(cls)[field.name])
+        for cls in (*tasks.config_classes(), SFTSettings)
+        for field in dataclasses.fields(cls)
+    }
+
+
+@functools.cache
+def field_names() -> frozenset[str] | None:
+    """Every key that a recipe may have, beside those of a task in a file; None where the sources cannot be read."""
+    names = set(light_fields())
     try:
         for package, file, classes in CLASSES:
             if package is None:

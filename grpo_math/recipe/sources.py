@@ -15,6 +15,7 @@ unless the file is the main script (spawned worker processes import it again).
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ from typing import Any
 import yaml
 
 from grpo_math.errors import RecipeError, TaskError
-from grpo_math.recipe.names import field_names
-from grpo_math.recipe.schema import COMMAND_LINE, check_name, coerce, fields, members
+from grpo_math.recipe.names import field_names, light_fields
+from grpo_math.recipe.schema import CHOICES, COMMAND_LINE, check_name, coerce, fields, members
 
 LAUNCH_KEY = "launch"
 LAUNCH_HEAD = 'launch: r"""'
@@ -83,20 +84,30 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, Any]:
     return {name: "true" if not words else words[0] if len(words) == 1 else words for name, words in overrides.items()}
 
 
-def check_names(path: str | Path, argv: Sequence[str] = ()) -> None:
-    """Reads the recipe and checks the names of its fields and of the overrides, without importing torch.
+def check_spelling(path: str | Path, argv: Sequence[str] = ()) -> None:
+    """Reads the recipe and checks names, choices and the task's values, its own and the overrides', without importing torch.
 
     Raises:
-        RecipeError: for a recipe that cannot be read, a name that no field has, or a field that is given twice.
+        RecipeError: for a recipe that cannot be read, a name that no field has, a field that is given twice, a value that
+            is not among a field's choices or does not suit the task's settings.
     """
     values, overrides = read_yaml(path), _words_of_fields(argv)
     task = (overrides.get("task") or [values.get("task")])[0]
     known = field_names()
     if known is None or (isinstance(task, str) and task.endswith(".py")):  # which may bring fields
         return
-    for names, place in ((values, str(path)), (overrides, COMMAND_LINE)):
-        for name in names:
+    light = light_fields()
+    given = {name: words[0] if len(words) == 1 else words for name, words in overrides.items()}
+    for source, place, from_text in ((values, str(path), False), (given, COMMAND_LINE, True)):
+        for name, value in source.items():
             check_name(name, place, known)
+            if value == []:  # a switch, or what is missing is said later
+                continue
+            if name in light:
+                field, hint = light[name]
+                coerce(name, value, hint, field, place, from_text)
+            elif name in CHOICES:
+                coerce(name, value, str | None, dataclasses.field(), place, from_text)
 
 
 def _words_of_fields(argv: Sequence[str]) -> dict[str, list[str]]:
