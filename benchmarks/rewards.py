@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.plain import read_jsonl, share
 from benchmarks.reward_attacks import FRAMES, SHAPES, UNITS, audit, model_solutions, worst_inputs
 from benchmarks.reward_scorers import COUNTDOWN_SCORERS, GSM8K_SCORERS, Scorer, available
+from benchmarks.reward_styles import STYLES, error_rates, gsm8k_cases, speeds
 
 
 def _judge_one(scorer: Scorer, text: str, row: object, answer) -> None:
@@ -135,6 +136,13 @@ def main(argv: Sequence[str]) -> int:
     gsm8k_scorers, countdown_scorers = available(gsm8k_scorers), available(countdown_scorers)
     parts = ["# Rewards", "", f"`python -m benchmarks rewards` on {machine()}"]
 
+    header, rows = error_rates(gsm8k_scorers, lambda *case: judged(*case, patience=10), next(iter(gsm8k_scorers)))
+    explained = (
+        f"{len(gsm8k_cases())} labelled completions (tests/reward_cases) by the style of their answer, with the number to "
+        "refuse / to pay. Each cell: wrongly paid, of those to refuse / wrongly refused, of those to pay."
+    )
+    parts += ["", "## Labelled cases, gsm8k, by style", "", explained, "", markdown(header, rows)]
+
     if options.hard_cases:
         header = ["scorer", "agreement", "wrongly paid", "wrongly unpaid", "hung or crashed", "debatable agreed"]
         for name, scorers, row_of in (
@@ -147,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("hard cases left out: --hard-cases FOLDER or GRPO_MATH_HARD_CASES with gsm8k.jsonl and countdown.jsonl")
 
-    texts, golds = [], []
+    repeats = 3 if options.quick else 5
     if options.gsm8k:
         rows, kinds = audit(Path(options.gsm8k), gsm8k_scorers)
         explained = (
@@ -157,20 +165,18 @@ def main(argv: Sequence[str]) -> int:
         header = ["scorer", "solutions", *kinds]
         parts += ["", "## Model solutions of GSM8K, rewritten and attacked: share paid", "", explained]
         parts += ["", markdown(header, rows)]
-        solutions = model_solutions(Path(options.gsm8k))
-        texts = [f"{reasoning}\n#### {stated}" for reasoning, stated, _, _ in solutions]
-        golds = [gold for *_, gold, _ in solutions]
+        rows = speeds(model_solutions(Path(options.gsm8k)), gsm8k_scorers, repeats)
+        forms = ", ".join(f"{style} `{form}`" for style, form in STYLES.items()).replace("\n", "\\n")
+        parts += ["", "## Speed, gsm8k: completions a CPU-second", "", f"Model solutions that end in: {forms}.", ""]
+        parts += [markdown(["scorer", "all styles", *STYLES], rows)]
     else:
         print("model solutions left out: --gsm8k FOLDER or GRPO_MATH_GSM8K with example_model_solutions.jsonl")
 
-    speeds = []
-    repeats = 3 if options.quick else 5
-    if texts:
-        speeds += [[n, "GSM8K", f"{rate(s, texts, golds, m, repeats):,.0f}"] for n, (s, m) in gsm8k_scorers.items()]
+    table = []
     texts, problems = countdown_completions(20_000)
     for name, (scorer, most) in countdown_scorers.items():
-        speeds.append([name, "Countdown", f"{rate(scorer, texts, problems, most, repeats):,.0f}"])
-    parts += ["", "## Speed", "", markdown(["scorer", "task", "completions a CPU-second"], speeds)]
+        table.append([name, f"{rate(scorer, texts, problems, most, repeats):,.0f}"])
+    parts += ["", "## Speed, countdown", "", markdown(["scorer", "completions a CPU-second"], table)]
     print("\n".join(parts[-2:]), flush=True)
 
     count, slowest = worst_inputs(1_000_000)

@@ -99,6 +99,16 @@ OTHERS = [
 ]
 
 MORE = [
+    ("#### 18\n- 9 eggs\n- 2 dollars each", 18),
+    ("#### 18 eggs\n20 eggs", None),
+    ("#### 18\n1. Count the eggs: 9\n2. Multiply: 18", 18),
+    ("The answer is:\n1. 18\n2. 20", None),
+    ("\\boxed{18 - x}", None),
+    ("The answer is 18 - that is all.", 18),
+    ("**9 * 2 = 18**", 18),
+    ("The answer is 18 squared.", None),
+    ("The answer is 18 cubed.", None),
+    ("The answer is 18 divided by 2.", None),
     ("#### 9 x 2 = 20", None),
     ("#### 9 x 2 = 18", 18),
     ("\\boxed{\\textbf{\\text{18}}}", 18),

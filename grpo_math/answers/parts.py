@@ -18,6 +18,7 @@ from grpo_math.answers.words import (
     NEGATIONS,
     NO_VALUE,
     NUMBERED,
+    OPERATIONS,
     OR_WORDS,
     PREPOSITIONS,
     VARIABLES,
@@ -146,6 +147,14 @@ def statement(part: Part) -> Statement:
     return final
 
 
+def _computes(rest: list[Token]) -> bool:
+    """Whether what follows a number computes with it: `10 + John's age`, `18 - x`, `18 squared`."""
+    kind, value = rest[0][:2]
+    if kind != "op":
+        return value in OPERATIONS
+    return (value in "+*" and (len(rest) == 1 or rest[1][0] == "word")) or (len(rest) > 1 and rest[1][1] in VARIABLES)
+
+
 def _side(tokens: list[Token]) -> Statement:
     """Read one side of an equation, or a part without an equals sign."""
     at = next((k for k, token in enumerate(tokens) if token[0] in NUMBERS), len(tokens))
@@ -171,14 +180,8 @@ def _side(tokens: list[Token]) -> Statement:
         status = "malformed"  # f(18)
     found = Statement(status, value * sign, (start, stop), prose, 0, kind == "computed")
     rest, before = tokens[at + 1 :], ""
-    if (
-        status == "ok"
-        and rest
-        and rest[0][0] == "op"
-        and rest[0][1] in "+*"
-        and (len(rest) == 1 or rest[1][0] == "word")
-    ):
-        found.status = "malformed"  # 10 + John's age
+    if status == "ok" and rest and _computes(rest):
+        found.status = "malformed"
     for kind, other, begin, _ in rest:
         if kind == "word":
             if status == "ok" and begin == stop and other in VARIABLES:

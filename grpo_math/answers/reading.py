@@ -163,12 +163,12 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
             continue
         if final.computed and found.computed and not past_end:
             final = found  # 16 - 3 - 4 = 9; 9 * 2 = 18
-        elif _is_alternative(part, found, past_end, after_prose=closed and final.prose):
+        elif _is_alternative(part, found, past_end, final, closed):
             return Reading(None, "hedged", final.span)
     return malformed if final is None else Reading(final.value, "ok", final.span)
 
 
-def _is_alternative(part: Part, found: Statement, past_end: bool, after_prose: bool) -> bool:
+def _is_alternative(part: Part, found: Statement, past_end: bool, final: Statement, closed: bool) -> bool:
     """Whether a part with another number than the answer offers it.
 
     Args:
@@ -178,10 +178,12 @@ def _is_alternative(part: Part, found: Statement, past_end: bool, after_prose: b
             What it states.
         past_end (`bool`):
             Whether the sentence of an open marker has ended before it.
-        after_prose (`bool`):
-            Whether prose precedes the answer in a box or tag. Nothing then tells which number is the answer.
+        final (`Statement`):
+            The answer so far. Where prose precedes it in a box or tag, nothing tells which number is the answer.
+        closed (`bool`):
+            Whether the content is that of a box or tag.
     """
-    if after_prose and not part.remark:
+    if closed and final.prose and not part.remark:
         return True
     if found.prose:
         return False
@@ -190,4 +192,4 @@ def _is_alternative(part: Part, found: Statement, past_end: bool, after_prose: b
     if not past_end or part.offered:
         return True
     starts = part.after_end and part.sides[0] and part.sides[0][0][0] in NUMBERS
-    return starts and part.ended and found.status == "ok" and found.words < 2
+    return starts and part.ended and found.status == "ok" and found.words <= final.words

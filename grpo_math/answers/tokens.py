@@ -74,6 +74,7 @@ _COMMAND = re.compile(
     r"|\^\s?\{?\s?(?:\\?circ)\s?\}?"
 )
 
+_LIST_NUMBER = re.compile(r"(?<=\n)[ \t]{0,8}\d{1,2}[.)](?=[ \t]+\S)")
 _SUBSCRIPT = re.compile(r"(?<=[^\W\d_])_(?:\{[^{}]{0,20}\}|\w{1,3})")  # P_1, a_{10}
 
 Token = tuple[str, object, int, int]  # kind, value, start, stop
@@ -106,6 +107,8 @@ def without_layout(piece: str) -> str:
         piece = _ENTITY.sub(_entity, piece)
     if "~" in piece or "<" in piece or "\\" in piece:
         piece = _TAGS.sub(_blank, _STRUCK.sub(_blank, piece))
+    if "\n" in piece:
+        piece = _LIST_NUMBER.sub(_blank, piece)
     if "_" in piece:
         piece = _SUBSCRIPT.sub(_blank, piece)
     if "\\" in piece or "{,}" in piece:

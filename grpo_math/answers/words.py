@@ -30,3 +30,5 @@ PREPOSITIONS = _words("in per for at of on from by after before with within duri
 EXPLAINING = _words("because since given assuming where")
 # Letters after a number that make it a multiple: "18x".
 VARIABLES = _words("x y z n")
+# Words after a number that compute with it: "18 squared".
+OPERATIONS = _words("squared cubed divided")
