@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import run
+from conftest import ROOT, run
 
 from grpo_math import report
+from grpo_math.recipe import load_recipe
 from grpo_math.run import checkpoints
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_local_data")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a tiny run of four steps with checkpoints at 2 and 4, and the words that started it."""
-    from conftest import ROOT, SHORT
+    from conftest import SHORT
 
     folder = tmp_path_factory.mktemp("finished") / "out"
     words = [*SHORT, "--max_steps", "4", "--save_steps", "2"][2:]
@@ -85,6 +86,18 @@ def test_an_adapter_in_a_folder_of_its_own_is_looked_at_too(finished, tmp_path):
     (folder / "ref").mkdir()
     (folder / "ref" / "adapter_model.safetensors").write_bytes(b"torn")
     assert checkpoints.damage_of(folder).startswith("ref/adapter_model.safetensors is torn")
+
+
+def test_a_generation_batch_that_is_still_in_use_is_missed(finished, tmp_path):
+    """Steps 2 and 4 lie within the three steps of a generation, step 3 ends one."""
+    recipe = load_recipe(
+        ROOT / "recipes" / "countdown_tiny.yaml", ["--steps_per_generation", "3", "--dynamic_sampling", "1"]
+    )
+    stored = {**recipe.values}
+    for step, names in ((2, ["generation_0.pt"]), (3, []), (4, ["generation_0.pt"])):
+        found = checkpoints.own_files_of(tmp_path / f"checkpoint-{step}", recipe, stored)
+        assert found == ["grpo_math_state.json", *names]
+    assert checkpoints.damage_of(finished[0] / "checkpoint-4", 1, ["generation_0.pt"]) == "generation_0.pt is missing"
 
 
 def test_each_process_has_a_random_state_unless_one_process_saved_for_all(finished, tmp_path):

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe, fields, read_yaml
-from grpo_math.trainer.checkpoints import STATE_FILE
+from grpo_math.trainer.checkpoints import STATE_FILE, generation_file, is_between_generations
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 # What DeepSpeed and FSDP write in place of `optimizer.pt`: folders
@@ -37,22 +38,20 @@ def step_in_name(path: Path) -> int:
     return int(CHECKPOINT.fullmatch(path.name)[1])
 
 
-def damage_of(folder: Path, world_size: int = 1, keeps_state: bool = False) -> str | None:
+def damage_of(folder: Path, world_size: int = 1, own_files: Sequence[str] = ()) -> str | None:
     """
     Why a run cannot go on from a checkpoint: the file that is missing or torn; None for a whole one.
 
     Args:
         folder: The checkpoint.
         world_size: Processes; each has a file with its random state. A checkpoint of a single process serves several.
-        keeps_state: Whether an option of the trainer has state of its own in it.
+        own_files: What is in it beside TRL's files (`own_files_of`).
     """
     sharded = any(path.is_dir() for pattern in SHARDED_OPTIMIZER for path in folder.glob(pattern))
     files = {path.name for path in folder.iterdir() if path.is_file()}
-    needed = [TRAINER_STATE_NAME]
+    needed = [TRAINER_STATE_NAME, *own_files]
     if not sharded:
         needed += [SCHEDULER_NAME, OPTIMIZER_NAME_BIN if OPTIMIZER_NAME_BIN in files else OPTIMIZER_NAME]
-    if keeps_state:
-        needed.append(STATE_FILE)
     alone, several = "rng_state.pth" in files, "rng_state_0.pth" in files
     if not (alone or several) or alone == several or (several and world_size > 1):
         needed += ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
@@ -163,6 +162,19 @@ def check_same_training(recipe: Recipe, stored: dict[str, Any]) -> None:
         recipe.notes.append(f"Resumed with other settings than the run was started with: {', '.join(changed)}.")
 
 
+def own_files_of(checkpoint: Path, recipe: Recipe, stored: dict[str, Any]) -> list[str]:
+    """What the trainer's options have kept in a checkpoint of the run that had the values `stored`."""
+    args, names = recipe.training, []
+    if any(stored.get(name) and recipe.values.get(name) for name in ("kl_target", "dynamic_sampling")):
+        names.append(STATE_FILE)
+    dividing = ("gradient_accumulation_steps", "steps_per_generation", "num_iterations", "generation_batch_size")
+    found = CHECKPOINT.fullmatch(checkpoint.name)
+    alike = found and stored and all(stored.get(name) == recipe.values.get(name) for name in dividing)
+    if alike and is_between_generations(args, int(found[1]) * args.gradient_accumulation_steps):
+        names += [generation_file(rank) for rank in range(args.world_size)]
+    return names
+
+
 def checkpoint_of(recipe: Recipe) -> str | None:
     """
     The checkpoint to resume from: `resume_from_checkpoint: true` takes the newest whole one of the output folder, and
@@ -177,7 +189,6 @@ def checkpoint_of(recipe: Recipe) -> str | None:
     args = recipe.training
     folder = Path(args.output_dir)
     stored = stored_values(folder if wanted in (True, "true") else Path(wanted).parent)
-    keeps_state = any(stored.get(name) and recipe.values.get(name) for name in ("kl_target", "dynamic_sampling"))
     if wanted is not True and wanted != "true":
         if not Path(wanted).is_dir():
             raise RecipeError(f"{place}: resume_from_checkpoint: there is no folder {wanted}")
@@ -186,7 +197,7 @@ def checkpoint_of(recipe: Recipe) -> str | None:
                 f"{place}: resume_from_checkpoint: {wanted} is no checkpoint (no {TRAINER_STATE_NAME}); name a folder "
                 f"{PREFIX_CHECKPOINT_DIR}-N of a run"
             )
-        damage = damage_of(Path(wanted), args.world_size, keeps_state)
+        damage = damage_of(Path(wanted), args.world_size, own_files_of(Path(wanted), recipe, stored))
         if damage:
             raise RecipeError(
                 f"{place}: resume_from_checkpoint: {wanted} is not whole: {damage}; name an older one, or "
@@ -197,7 +208,7 @@ def checkpoint_of(recipe: Recipe) -> str | None:
     found = checkpoints_of(folder) if folder.is_dir() else []
     torn = []
     for path in found:
-        damage = damage_of(path, args.world_size, keeps_state)
+        damage = damage_of(path, args.world_size, own_files_of(path, recipe, stored))
         if damage is None:
             if torn:
                 recipe.notes.append(

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.trainer import TRAINER_STATE_NAME
 
 from grpo_math.files import write_whole
@@ -37,6 +38,39 @@ def state_of(trainer: Any) -> dict[str, Any]:
     return state
 
 
+def generation_file(rank: int) -> str:
+    """The file with a process's generation batch, in checkpoints between two generations."""
+    return f"generation_{rank}.pt"
+
+
+def is_between_generations(args: Any, micro_steps: int) -> bool:
+    """
+    Whether a generation batch is still in use after so many micro-batches: TRL generates for `steps_per_generation` of them,
+    `num_iterations` times over, and that may be more than the `gradient_accumulation_steps` of one optimizer step.
+    """
+    return micro_steps % (args.steps_per_generation * args.num_iterations) != 0
+
+
+def save_generation(trainer: Any, folder: Path) -> None:
+    """Keeps the generation batch in use, of which TRL's checkpoint knows nothing; each process calls it."""
+    path = folder / generation_file(trainer.args.process_index)
+    if trainer._buffered_inputs is None or not is_between_generations(trainer.args, trainer._step):
+        path.unlink(missing_ok=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"step": trainer._step, "batches": trainer._buffered_inputs}, path)
+
+
+def load_generation(trainer: Any, folder: Path) -> None:
+    """Goes on with the generation batch that `save_generation` has kept, where the run still divides it alike."""
+    path = folder / generation_file(trainer.args.process_index)
+    if not path.exists():
+        return
+    kept = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+    if len(kept["batches"]) == trainer.args.steps_per_generation:
+        trainer._step, trainer._buffered_inputs = kept["step"], kept["batches"]
+
+
 def begin_checkpoint(trainer: Any, folder: Path) -> None:
     """
     The options' state, before TRL writes its own; an earlier checkpoint of the same step counts no more as finished.
@@ -46,16 +80,19 @@ def begin_checkpoint(trainer: Any, folder: Path) -> None:
         folder (`Path`): Of the checkpoint.
     """
     if not trainer.args.should_save:
+        save_generation(trainer, folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
     state = state_of(trainer)
     if state:
         write_whole(folder / STATE_FILE, json.dumps(state))
+    save_generation(trainer, folder)
 
 
 def load_state(trainer: Any, folder: Path) -> None:
     """Restores what `begin_checkpoint` has kept, as far as the trainer's options still need it."""
+    load_generation(trainer, folder)
     path = folder / STATE_FILE
     if not path.exists():
         return

@@ -1,0 +1,54 @@
+"""A killed run that is resumed ends like one that was left alone: weights, optimizer, metrics and completions, to the bit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+VARIANTS = {
+    "plain": [],
+    "LoRA": ["--use_peft", "true"],
+    "a KL target and packed groups": ["--beta", "0.1", "--kl_target", "0.02", "--pack_groups", "true"],
+    "dynamic sampling": ["--dynamic_sampling", "2"],
+    "several steps a generation": ["--steps_per_generation", "3"],
+}
+
+
+def kill(folder, mode, points, words=()):
+    """What `killing.py` has found, in a process of its own."""
+    script = Path(__file__).with_name("killing.py")
+    done = subprocess.run(
+        [sys.executable, script, folder, mode, *map(str, points), "--", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_run_that_is_killed_while_it_saves_a_checkpoint_ends_like_one_left_alone(tmp_path):
+    """Three of the changes of files in the second checkpoint; the slow tests take all of the run."""
+    found = kill(tmp_path, "writes", [40, 47, 52])
+    assert (found["killed"], found["differences"]) == (3, {})
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_change_of_a_file_ends_like_one_left_alone(tmp_path):
+    """Every fifth of them here; GRPO_MATH_ALL_KILLS=1 takes all."""
+    points = ["all"] if os.environ.get("GRPO_MATH_ALL_KILLS") else range(1, 111, 5)
+    found = kill(tmp_path, "writes", points)
+    assert found["differences"] == {}
+    assert found["killed"] >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_that_is_killed_at_random_moments_ends_like_one_left_alone(tmp_path, variant):
+    draw = random.Random(variant)
+    found = kill(tmp_path, "moments", [round(draw.uniform(0.1, 0.95), 3) for _ in range(4)], VARIANTS[variant])
+    assert found["differences"] == {}
+    assert found["killed"] >= 2  # the others came after the end
