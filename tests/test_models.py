@@ -229,3 +229,17 @@ def test_a_gguf_file_becomes_a_plain_model_that_trains(gguf_file):
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     assert models.load_tokenizer(args).padding_side == "left"
+
+
+def test_an_adapter_on_a_gguf_file_finds_its_base_again(gguf_file, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        models.load_model(ModelConfig(model_name_or_path=str(gguf_file)), "float32"),
+        LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    assert models.adapter_base(str(tmp_path / "adapter")) == str(gguf_file)
+    again = models.load_model(ModelConfig(model_name_or_path=str(tmp_path / "adapter")), "float32")
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert torch.equal(model.eval()(ids).logits, again.eval()(ids).logits)
