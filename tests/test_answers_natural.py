@@ -99,6 +99,7 @@ OTHERS = [
 ]
 
 MORE = [
+    ("She makes <b>18</b> <b></b>", 18),
     ("#### 18\n- 9 eggs\n- 2 dollars each", 18),
     ("#### 18 eggs\n20 eggs", None),
     ("#### 18\n1. Count the eggs: 9\n2. Multiply: 18", 18),

@@ -53,7 +53,7 @@ def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
     if reading is None:
         return None
     content = text[start:stop].lower()
-    if reading.status == "malformed" and content not in NO_VALUE and not content[0].isdigit():
+    if reading.status == "malformed" and content not in NO_VALUE and not content[:1].isdigit():
         return None
     return _with_offers_after(text, marker.end, limit, reading)
 
