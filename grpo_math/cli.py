@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from grpo_math.commands import chat, fields, merge, report, sft
+from grpo_math.commands import chat, evaluate, fields, merge, report, sft
 from grpo_math.commands import rewards as rewards_command
 from grpo_math.errors import UserError, nearest
 from grpo_math.memory import command as memory_command
@@ -23,11 +23,6 @@ TRAIN = f"""{OVERRIDES}  --output_dir FOLDER           for the model, curve and 
 
 exit code: 0 done, 1 out of memory or disk full, 2 wrong input or a failing reward, 130 stopped by Ctrl-C
 (accelerate's launcher prints a traceback of its own below an error and then always exits with 1)"""
-EVAL = f"""{OVERRIDES}  --model_name_or_path FOLDER   a trained model: the output_dir of its run
-  --heldout_size N              on this many problems
-  --heldout_generations K       with K samples of each
-
-exit code: 0 done, 2 wrong input"""
 CLOSED_PIPE = 141  # as shells have it for a program that SIGPIPE ended
 
 
@@ -64,16 +59,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
         TRAIN,
         _train,
     )
-    evaluate = add(
-        "eval",
-        "RECIPE [--field value ...]",
-        "measure held-out accuracy of a recipe's model, without training",
-        "Sampled, greedy and pass@k,\nwith 95 % intervals.",
-        EVAL,
-        _eval,
-    )
-    for command in (train, evaluate):
-        command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/countdown_tiny.yaml")
+    train.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/countdown_tiny.yaml")
+    evaluate.add_parser(add, OVERRIDES)
     memory_command.add_parser(commands)
     sft.add_parser(add, OVERRIDES)
     merge.add_parser(add)
@@ -94,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = ["train", *argv]
     parser, commands = build_parser()
     try:
+        argv = evaluate.with_recipe(argv)
         if not argv:
             parser.print_help()
             return 2
@@ -108,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{argv[0]} takes no {' '.join(overrides)}")
     except SystemExit as stop:  # argparse has said why, or printed the help
         return int(stop.code or 0)
+    except UserError as error:
+        print(f"grpo-math: error: {error}", file=sys.stderr)
+        return 2
     quieten()
     prefer_expandable_segments()
     try:
@@ -148,20 +139,6 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from grpo_math.run.train import train
 
     return train(recipe)
-
-
-def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
-
-    from grpo_math.recipe import load_recipe
-
-    recipe = load_recipe(args.recipe, overrides, reading=True)
-    from grpo_math.run.heldout import evaluate
-
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    for line in evaluate(recipe):
-        console.print(line)
-    return 0
 
 
 def launch(file: str, name: str) -> None:

@@ -162,9 +162,13 @@ def load_config(model_args: ModelConfig, trust_remote_code: bool = False):
     name = resolve_name(_required_name(model_args))
     name = adapter_base(name) or name
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             **_local_files(name), revision=model_args.model_revision, trust_remote_code=trust_remote_code
         )
+        config.use_cache = (
+            True  # other trainers save it turned off, and it says nothing about how the model is used here
+        )
+        return config
     except (OSError, ValueError) as error:
         raise ModelError(_not_found(name, error)) from error
 

@@ -7,6 +7,7 @@ The files import each other in one direction: `accuracy -> generation, scoring, 
 '0.222 [0.194, 0.252]'
 """
 
+from grpo_math.evaluation import lm_eval
 from grpo_math.evaluation.accuracy import Accuracy, changes, measure, pass_sizes, sampled_differences, summarise
 from grpo_math.evaluation.generation import Completion, generate, generate_completions, prompt_ids, sampling_of
 from grpo_math.evaluation.intervals import (
@@ -34,6 +35,7 @@ __all__ = [
     "clustered",
     "generate",
     "generate_completions",
+    "lm_eval",
     "majority_right",
     "measure",
     "paired_difference",

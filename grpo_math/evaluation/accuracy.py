@@ -168,7 +168,7 @@ def measure(
         rows: `{"prompt", **columns}`, at least one.
         kinds: class of each row.
         scorers: what counts as right, or the accuracy reward alone.
-        generations: sampled completions per row.
+        generations: sampled completions per row; 0: nothing is sampled, and the greedy completion stands for one sample.
         batch_size: completions generated at once.
         seed: of the sampling.
         max_new_tokens: longest completion.
@@ -197,14 +197,18 @@ def measure(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed * world + rank)
         shared = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, stop_strings=stop_strings)
-        sampled = generate_completions(
-            model,
-            tokenizer,
-            [ids[i] for i in repeated],
-            do_sample=True,
-            progress=progress("sampled"),
-            **shared,
-            **sampling,
+        sampled = (
+            generate_completions(
+                model,
+                tokenizer,
+                [ids[i] for i in repeated],
+                do_sample=True,
+                progress=progress("sampled"),
+                **shared,
+                **sampling,
+            )
+            if generations
+            else []
         )
         # Greedy decoding keeps the repetition penalty, which shapes the distribution, and drops what only shapes sampling.
         unused = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
@@ -212,9 +216,11 @@ def measure(
             generate_completions(
                 model, tokenizer, ids, do_sample=False, progress=progress("greedy"), **shared, **{**sampling, **unused}
             )
-            if greedy
+            if greedy or not generations
             else sampled[::generations]
         )
+    if not generations:
+        generations, repeated, sampled = 1, list(range(len(mine))), best
     model.train(was_training)
     scores = score(scorers, [rows[mine[i]] for i in repeated], [c.text for c in sampled])
     best_scores = score(scorers, [rows[i] for i in mine], [c.text for c in best])

@@ -25,7 +25,8 @@ from grpo_math.trainer import GRPOMathTrainer
 
 
 class MeasuredTrainer(GRPOMathTrainer):
-    """[`GRPOMathTrainer`] whose `evaluate` measures held-out accuracy, once a run has said how (`look`)."""
+    """[`GRPOMathTrainer`] whose `evaluate` measures held-out accuracy, once a run has said how (`look`), and whose saved models
+    generate with their cache."""
 
     look: Callable[[], dict[str, float]] | None = None
 
@@ -39,6 +40,15 @@ class MeasuredTrainer(GRPOMathTrainer):
         self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def save_model(self, *args, **kwargs):
+        """Saves a configuration that generates with its cache; transformers' trainers turn it off while they train."""
+        config = self.accelerator.unwrap_model(self.model).config
+        given, config.use_cache = config.use_cache, True
+        try:
+            super().save_model(*args, **kwargs)
+        finally:
+            config.use_cache = given
 
 
 def subset_of(count: int, size: int, seed: int) -> list[int]:

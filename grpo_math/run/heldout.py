@@ -10,17 +10,23 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from trl.models import unwrap_model_for_generation
 
-from grpo_math.errors import RecipeError
 from grpo_math.evaluation import Accuracy, changes, measure, sampled_differences, sampling_of, summarise, verdict
 from grpo_math.files import write_whole
-from grpo_math.recipe import Recipe
-from grpo_math.run.prepare import Prepared, end_trackers, prepare
+from grpo_math.run.prepare import Prepared
 from grpo_math.tasks.base import PLAIN_STOP
 
 BEFORE, AFTER = "heldout_before.json", "heldout_after.json"
 
 
-def measure_heldout(run: Prepared, label: str, numbers: list[int] | None = None) -> Accuracy | None:
+def measure_heldout(
+    run: Prepared,
+    label: str,
+    numbers: list[int] | None = None,
+    greedy: bool | None = None,
+    only_greedy: bool = False,
+    stop_strings: list[str] | None = None,
+    max_new_tokens: int | None = None,
+) -> Accuracy | None:
     """
     Held-out accuracy of the policy as it is now; None when the recipe holds nothing out.
 
@@ -31,6 +37,9 @@ def measure_heldout(run: Prepared, label: str, numbers: list[int] | None = None)
         run: With its trainer.
         label: Shown on the progress bars.
         numbers: The held-out problems to measure, sampled only; all of them, and greedy too, by default.
+        greedy: Whether to measure the greedy completion too.
+        only_greedy: Whether nothing is sampled: the greedy completion stands for one sample.
+        stop_strings, max_new_tokens: In place of the recipe's own.
     """
     task, args, trainer = run.recipe.task, run.recipe.training, run.trainer
     chosen = range(len(run.problems.heldout)) if numbers is None else numbers
@@ -51,16 +60,16 @@ def measure_heldout(run: Prepared, label: str, numbers: list[int] | None = None)
             [run.problems.heldout[i] for i in chosen],
             [run.problems.kinds[i] for i in chosen],
             run.scorers,
-            generations=task.heldout_generations,
+            generations=0 if only_greedy else task.heldout_generations,
             batch_size=task.heldout_batch_size,
             seed=task.task_seed,
-            max_new_tokens=args.max_completion_length,
+            max_new_tokens=max_new_tokens or args.max_completion_length,
             sampling={**sampling_of(args), "eos_token_id": trainer.eos_token_ids},
             chat_template_kwargs=args.chat_template_kwargs,
-            stop_strings=[PLAIN_STOP] if task.prompt_style == "plain" else [],
+            stop_strings=stop_strings or ([PLAIN_STOP] if task.prompt_style == "plain" else []),
             process=(trainer.accelerator.process_index, trainer.accelerator.num_processes),
             label="" if args.disable_tqdm else label,
-            greedy=numbers is None,
+            greedy=only_greedy or (numbers is None if greedy is None else greedy),
         )
 
 
@@ -140,32 +149,3 @@ def compared(before: list[dict] | None, after: list[dict] | None, look: int, cho
 def write_records(path: Path, figures: dict, records: list[dict]) -> None:
     content = {"figures": figures, "records": records}
     write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-def evaluate(recipe: Recipe) -> list[str]:
-    """Held-out accuracy of the recipe's model without training; lines to print.
-
-    Raises:
-        RecipeError: when the recipe holds nothing out.
-    """
-    if recipe.task.heldout_size == 0:
-        raise RecipeError(
-            f"{recipe.place('heldout_size')}: heldout_size: 0 leaves nothing to measure on; give a number of rows"
-        )
-    run = prepare(recipe, training=False)
-    accuracy = measure_heldout(run, "held-out")
-    passes = ", ".join(f"pass@{k} {interval}" for k, interval in accuracy.pass_at.items())
-    lines = [
-        f"{recipe.model.model_name_or_path} on {accuracy.n} held-out problems of {recipe.task.task} (95 % intervals):",
-        f"  sampled {accuracy.sampled}, greedy {accuracy.greedy}",
-        f"  of {accuracy.k} samples: {f'{passes}, ' if passes else ''}majority {accuracy.majority}",
-        f"  the prompt's answer form alone {accuracy.strict}, any form {accuracy.lenient}",
-        f"  outcomes: {', '.join(f'{name} {share:.3f}' for name, share in accuracy.outcomes.items())}; "
-        f"{accuracy.mean_length:.0f} tokens on average, {accuracy.truncated:.3f} cut off",
-    ]
-    if len(accuracy.by_kind) > 1:
-        lines.append("  " + ", ".join(f"{kind}: {share}" for kind, share in accuracy.by_kind.items()))
-    if run.problems.blind:
-        lines.append(f"  ignoring the target: {run.problems.blind[0]:.3f} ({run.problems.blind[1]})")
-    end_trackers(run.trainer)
-    return lines

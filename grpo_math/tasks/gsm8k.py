@@ -83,6 +83,14 @@ def load_rows(config: TaskConfig) -> tuple[list[dict], list[dict]]:
     )
 
 
+def raw_rows(config: TaskConfig) -> tuple[list[dict], list[dict]]:
+    """All rows of the training and the test split as the data set has them, in its order."""
+    wanted = "columns question, answer"
+    return tuple(
+        read_rows(config, HUB_DATASET, split, env="GRPO_MATH_GSM8K", wanted=wanted).rows for split in ("train", "test")
+    )
+
+
 def problem_text(row: dict) -> str:
     """The problem in words, as every prompt style states it."""
     return row["question"]
