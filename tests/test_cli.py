@@ -39,7 +39,7 @@ def test_commands_explain_themselves(capsys, tmp_path):
     ("command", "says"),
     [
         ("train", ["grpo-math train RECIPE", "--resume_from_checkpoint", "130"]),
-        ("eval", ["grpo-math eval RECIPE", "--model_name_or_path FOLDER", "heldout_size"]),
+        ("eval", ["grpo-math eval RECIPE|FOLDER|MODEL", "--model_name_or_path MODEL", "--heldout_size", "--protocol"]),
         (
             "memory",
             ["--vram GIB", "--prompt_length TOKENS", "--solve", "--measure", "--json", "0 it fits", "1 it does not"],
