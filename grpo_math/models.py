@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -135,6 +136,10 @@ def _local_files(name: str) -> dict:
     return {"pretrained_model_name_or_path": str(path) if path.exists() else name}
 
 
+# What transformers, tokenizers, peft and safetensors raise for files that are torn or hold something else
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
+
+
 def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left as generation needs.
 
@@ -150,7 +155,7 @@ def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> 
             truncation_side="left",
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(_not_found(name, error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -169,7 +174,7 @@ def load_config(model_args: ModelConfig, trust_remote_code: bool = False):
             True  # other trainers save it turned off, and it says nothing about how the model is used here
         )
         return config
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(_not_found(name, error)) from error
 
 
@@ -198,7 +203,11 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
         return _load_gguf(name, dtype)
     if adapter_base(name):
         base = dataclasses.replace(model_args, model_name_or_path=adapter_base(name), model_revision="main")
-        return PeftModel.from_pretrained(load_model(base, dtype, trust_remote_code, **kwargs), name, is_trainable=True)
+        model = load_model(base, dtype, trust_remote_code, **kwargs)
+        try:
+            return PeftModel.from_pretrained(model, name, is_trainable=True)
+        except UNREADABLE as error:
+            raise ModelError(_not_found(name, error)) from error
     kwargs.setdefault("device_map", None)  # one device a process: the trainer places the model
     source = _local_files(name)["pretrained_model_name_or_path"]
     quantization = get_quantization_config(model_args)
@@ -214,7 +223,7 @@ def load_model(model_args: ModelConfig, dtype: str, trust_remote_code: bool = Fa
                 trust_remote_code=trust_remote_code,
                 **kwargs,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(_not_found(name, error)) from error
     if model_args.load_in_4bit:
         keep_4bit_trainable(model)
@@ -277,7 +286,7 @@ def adapter_base(name: str) -> str | None:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"model_name_or_path: {path} is not the configuration of an adapter: {error!r}") from error
 
 
@@ -290,12 +299,13 @@ def _required_name(model_args: ModelConfig) -> str:
 
 
 def _not_found(name: str, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     path = Path(name).expanduser()
     if path.is_dir():
         files = [file for file in ("config.json", "tokenizer_config.json") if not (path / file).is_file()]
         if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
             files.append("weights (*.safetensors)")
-        lacks = f"has no {', no '.join(files)}" if files else f"cannot be read ({str(error).splitlines()[0]})"
+        lacks = f"has no {', no '.join(files)}" if files else f"cannot be read ({reason})"
         return (
             f"model_name_or_path: the folder {name} is there, but {lacks}. Name a folder that `save_pretrained` of a model "
             f"and its tokenizer has written (a run's output_dir), or a hub model, a GGUF file or {BUILTIN_TINY}."
@@ -305,7 +315,7 @@ def _not_found(name: str, error: Exception) -> str:
     if name.startswith(("/", "./", "../", "~")):
         return f"model_name_or_path: there is no folder or file {name}"
     return (
-        f"model_name_or_path: {name} is neither a local folder nor reachable on the hub ({str(error).splitlines()[0]}). "
+        f"model_name_or_path: {name} is neither a local folder nor reachable on the hub ({reason}). "
         f"Offline? Give a local folder or GGUF file, or {BUILTIN_TINY}, which needs no download."
     )
 

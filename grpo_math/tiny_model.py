@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from grpo_math.errors import ModelError
 from grpo_math.tasks import countdown
 from grpo_math.tasks.countdown_problems import CountdownConfig, solve
 
@@ -80,7 +81,14 @@ def tiny_model_folder() -> Path:
     recipe = json.dumps([_TINY_VERSION, TINY_TASK, TINY_SHAPE, TINY_WARMUP], sort_keys=True)
     folder = cache_folder() / f"countdown-tiny-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not (folder / "config.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryDirectory(dir=folder.parent).cleanup()
+        except OSError as error:
+            raise ModelError(
+                f"{BUILTIN_TINY} cannot be kept in {folder.parent} ({error.strerror}): set GRPO_MATH_CACHE to a folder that "
+                "can be written"
+            ) from error
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
             target = Path(making) / "model"
             print("Making builtin/countdown-tiny (once, some ten seconds) ...", file=sys.stderr, flush=True)

@@ -23,10 +23,12 @@ A row may hold `kind`, the class by which held-out accuracy is broken down.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
-from collections.abc import Callable, Hashable, Sequence
+import tempfile
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -198,7 +200,8 @@ def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # the error below holds what `datasets` would log
     try:
-        rows = load_dataset(kind, data_files=str(path), split="train").to_list()
+        with _plain_name(path) as (plain, cache):
+            rows = load_dataset(kind, data_files=plain, split="train", cache_dir=cache).to_list()
     except Exception as error:  # `datasets` raises many types where a file cannot be read
         cause = error.__cause__ or error  # `datasets` itself says only that it failed
         reason = (str(cause).splitlines() or [""])[0]
@@ -207,6 +210,21 @@ def _read_local(path: Path, stem: str, wanted: str, given_by: str) -> RawRows:
         logging.set_verbosity(verbosity)
         enable_progress_bars()
     return RawRows(rows, str(path))
+
+
+@contextlib.contextmanager
+def _plain_name(path: Path) -> Iterator[tuple[str, str | None]]:
+    """
+    A file's name as `datasets` takes it, and the cache folder to use. It reads `*`, `?`, `[` and `::` in a name as patterns and
+    as chains of file systems: such a file gets a plain name for the time of reading.
+    """
+    if not re.search(r"[*?\[\]{}]|::", str(path)):
+        yield str(path), None
+        return
+    with tempfile.TemporaryDirectory(prefix="grpo-math-") as folder:
+        link = Path(folder, f"rows{path.suffix}")
+        link.symlink_to(path.resolve())
+        yield str(link), str(Path(folder, "cache"))
 
 
 def check_columns(row: dict, needed: Sequence[str], place: str) -> None:

@@ -57,6 +57,8 @@ def check_row(row: dict, place: str) -> dict:
         )
     if not isinstance(target, int) or isinstance(target, bool):
         raise TaskError(f"{place}: column `target` must be an integer, not {target!r}")
+    if not isinstance(row.get("kind") or "", str):
+        raise TaskError(f"{place}: column `kind` must be text, not {row['kind']!r}")
     return {"nums": nums, "target": target, "kind": row.get("kind") or f"{len(nums)} numbers"}
 
 
