@@ -31,6 +31,27 @@ def test_countdown_reads_expressions_in_boxes_tags_and_after_hashes():
     assert phrase(completions[-1:], nums=[[3, 5, 7]], target=[56]) == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ("#### Explanation", 1.0),
+        ("#### 1. Explanation\nAdd, then multiply.", 1.0),
+        ("#### Check: 3 + 5 = 8", 1.0),
+        ("To check the answer: 8 * 7 = 56", 1.0),
+        ("or <answer>3 + 5</answer>", 0.0),
+        ("#### Expression: 3 + 5 + 8", 0.0),
+        ("#### 3 + 5 + 7", 0.0),
+        ("####", 0.0),
+    ],
+)
+def test_heading_after_the_expression_does_not_replace_it(after, expected):
+    completion = f"<answer>(3 + 5) * 7</answer>\n{after}"
+    assert countdown_accuracy([completion], nums=[[3, 5, 7]], target=[56]) == [expected]
+    assert get_countdown_accuracy(forms=("answer", "hash", "phrase", "a_colon"))(
+        [completion], nums=[[3, 5, 7]], target=[56]
+    ) == [expected]
+
+
 def test_countdown_reads_other_symbols_only_with_spellings():
     for spellings, expected in ((True, 1.0), (False, 0.0)):
         reward = get_countdown_accuracy(spellings=spellings, allow_bare=True)

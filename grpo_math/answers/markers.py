@@ -16,42 +16,22 @@ _TAIL = 10_000  # other labels and bold are ordinary words and emphasis, and cou
 
 
 class Marker(NamedTuple):
-    """One statement of an answer.
+    """One statement of an answer: `text[begin:end]`, with its content at `text[start:stop]`."""
 
-    Attributes:
-        form (`str`):
-            One of `FORMS`.
-        begin, end (`int`):
-            The marker with its delimiters is `text[begin:end]`.
-        start, stop (`int`):
-            Its content is `text[start:stop]`.
-        closed (`bool`):
-            Whether the marker has an end of its own (a box, a tag, bold). An open one ends with its sentence.
-    """
-
-    form: str
+    form: str  # one of FORMS
     begin: int
     start: int
     stop: int
     end: int
-    closed: bool
+    closed: bool  # it has an end of its own (a box, a tag, bold); an open one ends with its sentence
 
 
 class Reading(NamedTuple):
-    """What a marker states.
+    """What a marker states."""
 
-    Attributes:
-        value (`int`, `Fraction` or `None`):
-            The exact value; `None` unless `status` is `"ok"`.
-        status (`str`):
-            `"ok"`, `"hedged"` or `"malformed"`.
-        span (`tuple[int, int]`):
-            The answer as written is `text[span[0]:span[1]]`. An open marker ends at `span[1]`.
-    """
-
-    value: int | Fraction | None
-    status: str
-    span: tuple[int, int]
+    value: int | Fraction | None  # exact; None unless status is "ok"
+    status: str  # "ok", "hedged" or "malformed"
+    span: tuple[int, int]  # the answer as written is text[span[0]:span[1]]; an open marker ends at span[1]
 
 
 class Stated(NamedTuple):

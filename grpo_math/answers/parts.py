@@ -29,57 +29,27 @@ NUMBERS = ("value", "computed")  # the kinds of tokens that replace arithmetic
 
 @dataclass(slots=True)
 class Part:
-    """One part of a content, without joining words.
+    """One part of a content, without joining words."""
 
-    Attributes:
-        sides (`list[list[Token]]`):
-            Its tokens, cut at equals signs. Arithmetic is one token of kind `"value"`, or `"computed"` if it has an
-            operator.
-        offered (`bool`):
-            Whether "or" or "maybe" leads it.
-        after_end (`bool`):
-            Whether a sentence or line has ended before it.
-        labels (`bool`):
-            Whether a colon ends it.
-        ended (`bool`):
-            Whether the end of a sentence, line, bracket or content ends it.
-        remark (`bool`):
-            Whether it stands in brackets.
-    """
-
+    # Tokens, cut at equals signs. Arithmetic is one token of kind "value", or "computed" if it has an operator.
     sides: list[list[Token]] = field(default_factory=lambda: [[]])
-    offered: bool = False
-    after_end: bool = False
-    labels: bool = False
-    ended: bool = True
-    remark: bool = False
+    offered: bool = False  # "or" or "maybe" leads it
+    after_end: bool = False  # a sentence or line has ended before it
+    labels: bool = False  # a colon ends it
+    ended: bool = True  # the end of a sentence, line, bracket or content ends it
+    remark: bool = False  # it stands in brackets
 
 
 @dataclass(slots=True)
 class Statement:
-    """What a part states.
+    """What a part states."""
 
-    Attributes:
-        status (`str`):
-            `"ok"`; `"none"`: no number; `"negated"`; `"malformed"`; `"hedged"`: several numbers.
-        value (`int`, `Fraction` or `None`):
-            The number; `None` without one.
-        span (`tuple[int, int]`):
-            The number as written.
-        prose (`bool`):
-            Whether words other than fillers precede the number.
-        words (`int`):
-            The number of words after it.
-        computed (`bool`):
-            Whether an operation has led to it.
-    """
-
-    status: str
-    value: int | Fraction | None = None
-    span: tuple[int, int] = (0, 0)
-    prose: bool = False
-    words: int = 0
-    computed: bool = False
+    status: str  # "ok", "none" (no number), "negated", "malformed", "hedged" (several numbers)
+    value: int | Fraction | None = None  # None without a number
+    span: tuple[int, int] = (0, 0)  # the number as written
+    prose: bool = False  # words other than fillers precede the number
+    words: int = 0  # the number of words after it
+    computed: bool = False  # an operation has led to it
 
 
 def split(tokens: list[Token], remark: bool = False) -> list[Part]:
@@ -107,28 +77,31 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
         elif starts_number(tokens, i):
             number, after = arithmetic(tokens, i)
             if number is None and kind == "open":
-                i, remarks = _remark(tokens, i, remarks)
+                i, remarks = _remark(tokens, i, remarks, part)
             else:
                 computed = any(token[0] == "op" for token in tokens[i + 1 : after])
                 side.append(("computed" if computed else "value", number, start, tokens[after - 1][3]))
                 i = after - 1
         elif kind == "open":
-            i, remarks = _remark(tokens, i, remarks)
+            i, remarks = _remark(tokens, i, remarks, part)
         elif kind != "close" and not (empty and value == "*"):  # an item of a list
             side.append(tokens[i])
         i += 1
     return [*parts, part, *remarks] if any(part.sides) else [*parts, *remarks]
 
 
-def _remark(tokens: list[Token], i: int, remarks: list[Part]) -> tuple[int, list[Part]]:
-    """Return the index of the bracket that closes the one at `i`, and the remarks with what stands between them."""
+def _remark(tokens: list[Token], i: int, remarks: list[Part], part: Part) -> tuple[int, list[Part]]:
+    """Return the index of the bracket that closes the one at `i`, and the remarks with what stands between them.
+
+    A bracket inside the bracket of `part` is dropped, which bounds the recursion.
+    """
     depth, closing = 0, len(tokens)
     for j in range(i, len(tokens)):
         depth += {"open": 1, "close": -1}.get(tokens[j][0], 0)
         if depth == 0:
             closing = j
             break
-    return closing, remarks + split(tokens[i + 1 : closing], remark=True)
+    return closing, remarks if part.remark else remarks + split(tokens[i + 1 : closing], remark=True)
 
 
 def statement(part: Part) -> Statement:

@@ -169,21 +169,11 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
 
 
 def _is_alternative(part: Part, found: Statement, past_end: bool, final: Statement, closed: bool) -> bool:
-    """Whether a part with another number than the answer offers it.
+    """Whether a later part with another number than the answer `final` offers it.
 
-    Args:
-        part (`Part`):
-            A later part of the content.
-        found (`Statement`):
-            What it states.
-        past_end (`bool`):
-            Whether the sentence of an open marker has ended before it.
-        final (`Statement`):
-            The answer so far. Where prose precedes it in a box or tag, nothing tells which number is the answer.
-        closed (`bool`):
-            Whether the content is that of a box or tag.
+    `past_end` tells whether the sentence of an open marker has ended before the part.
     """
-    if closed and final.prose and not part.remark:
+    if closed and final.prose and not part.remark:  # nothing tells which number is the answer
         return True
     if found.prose:
         return False

@@ -14,7 +14,9 @@ _COUNTDOWN_DEFAULT = ("boxed", "answer", "hash")
 # An expression is short. Reading no longer line and no longer tail than this bounds time and memory.
 _LINE = 400
 _BARE_TAIL = 10_000
-_WORD = re.compile(r"[ \t*_]*[^\W\d]{2}")
+_HEADING = re.compile(
+    r"[ \t*_]*(?:\d{1,2}[.):][ \t]+)?(?!(?:final|the|expression|equation|answer|solution)\b)[^\W\d]{2}", re.I
+)
 _EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
 
 
@@ -67,8 +69,8 @@ class _CountdownAccuracy(MathReward):
                 line = text.find("\n", start, stop)
                 stop = stop if line < 0 else line
             value, status = exact_value(text[start:stop], nums, self.mode, self.spellings)
-            if status == "malformed" and not marker.closed and _WORD.match(text, start, stop):
-                return None  # a heading: #### Explanation
+            if status != "ok" and not marker.closed and _HEADING.match(text, start, stop):
+                return None  # #### Explanation, #### Check: 3 + 5 = 8
             return Reading(value, status, (start, stop))
 
         def state(text: str) -> Stated | None:
