@@ -15,6 +15,7 @@ from grpo_math.files import read_jsonl, write_whole
 
 METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
 LOOKS = "heldout.jsonl"  # held-out accuracy along the run
+BEFORE, AFTER = "heldout_before.json", "heldout_after.json"  # figures and records of both measurements
 PAGE, MEMORY = "report.html", "memory.json"  # the HTML page, and the predicted memory that it shows
 
 
@@ -22,51 +23,54 @@ PAGE, MEMORY = "report.html", "memory.json"  # the HTML page, and the predicted 
 
 
 def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
-    """Draw `reward_curve.png` from `metrics.jsonl` (and the held-out accuracies of `summary.json`, when it is there).
+    """Draw `reward_curve.png` from what the run's folder holds: metrics, looks, recipe, summary.
 
-    Above: mean reward with its standard deviation over the batch, the best target-blind policy where the task has one,
-    held-out accuracy before and after. Below: share of zero-variance groups, mean completion length, KL.
+    Above: mean reward, each point faint with a band of one standard error, and its running mean; the best target-blind
+    policy where the task has one; held-out accuracy before, along and after. Below: share of zero-variance groups, mean
+    completion length, KL.
 
     Returns:
         the file, or None when nothing has been logged yet.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     path = folder / METRICS
     records = [r for r in read_jsonl(path) if r.get("reward") is not None] if path.exists() else []
     if not records:
         return None
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).exists() else {}
+    values = _recipe_values(folder)
     steps = [r["step"] for r in records]
     figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True)
 
     rewards = [r["reward"] for r in records]
-    spread = [r.get("reward_std") or 0.0 for r in records]
+    errors = standard_errors(records, rows_of_a_step(values, summary.get("world_size", 1)))
+    top.plot(steps, rewards, ".", color="C0", alpha=0.35, markersize=4)
+    low = [m - e for m, e in zip(rewards, errors, strict=True)]
+    high = [m + e for m, e in zip(rewards, errors, strict=True)]
+    top.fill_between(steps, low, high, color="C0", alpha=0.15, linewidth=0, label="± standard error")
+    window = max(1, len(steps) // 12)
+    label = f"training reward, mean of {window} points" if window > 1 else "training reward"
     marker = "o" if len(steps) == 1 else None
-    top.plot(steps, rewards, color="C0", marker=marker, label="mean training reward")
-    low = [m - s for m, s in zip(rewards, spread, strict=True)]
-    high = [m + s for m, s in zip(rewards, spread, strict=True)]
-    top.fill_between(steps, low, high, color="C0", alpha=0.15, label="± standard deviation in the batch")
+    top.plot(steps, running_mean(rewards, window), color="C0", marker=marker, label=label)
     if blind is not None:
         top.axhline(blind, color="C3", linestyle="--", label=f"best target-blind policy ({blind:.2f})")
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).exists() else {}
-    for key, at in (("accuracy_before", 0), ("accuracy_after", summary.get("steps", steps[-1]))):
-        if summary.get(key):
-            point = summary[key]
-            error = [[point["value"] - point["low"]], [point["high"] - point["value"]]]
-            label = "held-out accuracy, sampled (95 %)" if at == 0 else None
-            top.errorbar([at], [point["value"]], yerr=error, fmt="s", color="C2", capsize=4, label=label)
+    _draw_heldout(top, heldout_points(folder, summary, steps[-1]))
     top.set_ylabel("reward")
-    top.set_title(folder.resolve().name)
-    top.legend(loc="best", fontsize=8)
+    top.margins(y=0.08)
+    top.set_title(_title(folder, values, summary), fontsize=10)
+    top.legend(loc="lower center", bbox_to_anchor=(0.5, -0.26), ncol=2, fontsize=8, frameon=False)
 
     zero = [r.get("frac_reward_zero_std") for r in records]
     bottom.plot(steps, zero, color="C1", marker=marker, label="zero-variance groups (share)")
     bottom.set_ylim(-0.02, 1.02)
     bottom.set_ylabel("share of groups")
     bottom.set_xlabel("iteration (optimizer step)")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     length = bottom.twinx()
     lengths = [r.get("completions/mean_length") for r in records]
     length.plot(steps, lengths, color="C4", marker=marker, label="completion length")
@@ -80,11 +84,79 @@ def draw_curve(folder: Path, blind: float | None = None) -> Path | None:
         lines += kl.plot(steps, [r.get("kl") for r in records], color="C5", label="KL to the reference")
         kl.set_ylabel("nats per token")
     names = [line.get_label() for line in lines]
-    figure.legend(lines, names, loc="outside lower center", ncol=len(lines), fontsize=8)
+    figure.legend(lines, names, loc="outside lower center", ncol=len(lines), fontsize=8, frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120)
     write_whole(folder / CURVE, drawn.getvalue())
     return folder / CURVE
+
+
+def standard_errors(records: Sequence[dict], rows: int | None) -> list[float]:
+    """
+    The standard error of each logged mean reward: its standard deviation over the root of the completions behind it.
+
+    Args:
+        records: Lines of `metrics.jsonl`; each is the mean over the steps since the one before.
+        rows: Completions of a step; where it is not known, the standard deviation of the means is not drawn (0).
+    """
+    if rows is None:
+        return [0.0] * len(records)
+    before = [0, *(r["step"] for r in records)]
+    steps = [max(1, r["step"] - last) for r, last in zip(records, before, strict=False)]
+    return [(r.get("reward_std") or 0.0) / (rows * n) ** 0.5 for r, n in zip(records, steps, strict=True)]
+
+
+def rows_of_a_step(values: dict, processes: int = 1) -> int | None:
+    """Completions of an optimizer step by a run's recipe; None where it does not say."""
+    batch = values.get("per_device_train_batch_size")
+    return batch * (values.get("gradient_accumulation_steps") or 1) * processes if batch else None
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of the `window` values around each one, of fewer at the ends."""
+    half = window // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def heldout_points(folder: Path, summary: dict, last: int) -> list[tuple[int, dict]]:
+    """Held-out accuracy (sampled) by step: before, each look along the run, after."""
+    looks = read_jsonl(folder / LOOKS) if (folder / LOOKS).exists() else []
+    points = [(look["step"], look["accuracy"]) for look in looks]
+    before = summary.get("accuracy_before")
+    if before is None and (folder / BEFORE).exists():  # the run goes on
+        before = json.loads((folder / BEFORE).read_text(encoding="utf-8"))["figures"]["accuracy"]
+    after = summary.get("accuracy_after")
+    return [*([(0, before)] if before else []), *points, *([(summary.get("steps", last), after)] if after else [])]
+
+
+def _draw_heldout(axis, points: list[tuple[int, dict]]) -> None:
+    if not points:
+        return
+    values = [point["value"] for _, point in points]
+    error = [[p["value"] - p["low"] for _, p in points], [p["high"] - p["value"] for _, p in points]]
+    style = "s-" if len(points) > 2 else "s"
+    label = "held-out accuracy, sampled (95 %)"
+    axis.errorbar([step for step, _ in points], values, yerr=error, fmt=style, color="C2", capsize=3, lw=1, label=label)
+
+
+def _recipe_values(folder: Path) -> dict:
+    import yaml
+
+    path = folder / "recipe.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return values if isinstance(values, dict) else {}
+
+
+def _title(folder: Path, values: dict, summary: dict) -> str:
+    model = values.get("model_name_or_path") or summary.get("model")
+    parts = [
+        Path(str(model)).name if model else folder.resolve().name,
+        values.get("task") or summary.get("task"),
+        f"groups of {values['num_generations']}" if values.get("num_generations") else None,
+        f"seed {values['seed']}" if values.get("seed") is not None else None,
+    ]
+    return ", ".join(str(part) for part in parts if part)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,28 @@ def test_the_curve_is_a_png_and_needs_metrics(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_band_is_the_standard_error_of_the_mean():
+    records = [{"step": 10, "reward_std": 0.4}, {"step": 20, "reward_std": 0.4}, {"step": 21, "reward_std": None}]
+    values = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    assert report.rows_of_a_step(values, processes=1) == 16
+    assert report.standard_errors(records, 16) == pytest.approx([0.4 / 160**0.5, 0.4 / 160**0.5, 0.0])
+    assert report.standard_errors(records, report.rows_of_a_step({})) == [0.0] * 3
+
+
+def test_the_running_mean_lies_over_its_own_points():
+    assert report.running_mean([0.0, 0.0, 3.0, 0.0, 0.0], 3) == [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert report.running_mean([1.0, 2.0], 1) == [1.0, 2.0]
+
+
+def test_heldout_accuracy_is_drawn_before_along_and_after(tmp_path):
+    figures = [{"value": v, "low": v - 0.1, "high": v + 0.1} for v in (0.2, 0.3, 0.5)]
+    (tmp_path / report.BEFORE).write_text(json.dumps({"figures": {"accuracy": figures[0]}, "records": []}))
+    (tmp_path / report.LOOKS).write_text(json.dumps({"step": 5, "accuracy": figures[1]}) + "\n")
+    assert report.heldout_points(tmp_path, {}, 9) == [(0, figures[0]), (5, figures[1])]  # the run goes on
+    summary = {"accuracy_before": figures[0], "accuracy_after": figures[2], "steps": 10}
+    assert report.heldout_points(tmp_path, summary, 10) == [(0, figures[0]), (5, figures[1]), (10, figures[2])]
+
+
 def test_a_line_cut_off_by_a_crash_is_left_out_and_a_broken_one_is_named(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "rew')

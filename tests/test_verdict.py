@@ -1,9 +1,11 @@
 """Paired changes and the verdict: what changed on the same problems, and whether chance explains it."""
 
+import json
 import random
 import statistics
 
 import pytest
+from conftest import run
 
 from grpo_math.evaluation import betting_interval, majority_right, paired_difference, verdict
 
@@ -74,3 +76,13 @@ def test_the_majority_counts_an_answer_however_it_is_written():
     assert majority_right(["1,450", "$1450", "7"], [1.0, 1.0, 0.0]) == 1.0
     assert majority_right(["7", "1450", "7", None, None, None], [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]) == 0.0
     assert majority_right([None, None], [0.0, 0.0]) == 0.0
+
+
+@pytest.mark.usefixtures("no_local_data")
+def test_a_run_on_random_rewards_shows_no_change(tiny_recipe, tmp_path):
+    code = run(
+        tiny_recipe, tmp_path, "--rewards", "benchmarks.false_alarms.coin", "--max_steps", "5", "--learning_rate", "2e-5",
+        "--heldout_size", "60", "--heldout_generations", "4", "--logging_steps", "1", "--save_strategy", "no",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["verdict"]["word"] == "no change shown"

@@ -12,10 +12,10 @@ from trl.models import unwrap_model_for_generation
 
 from grpo_math.evaluation import Accuracy, changes, measure, sampled_differences, sampling_of, summarise, verdict
 from grpo_math.files import write_whole
+from grpo_math.report import AFTER as AFTER  # for those who read what is written here
+from grpo_math.report import BEFORE
 from grpo_math.run.prepare import Prepared
 from grpo_math.tasks.base import PLAIN_STOP
-
-BEFORE, AFTER = "heldout_before.json", "heldout_after.json"
 
 
 def measure_heldout(
