@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -109,13 +110,14 @@ def finish(folder, words):
 
 
 def result_of(folder):
-    """What a run leaves, without what differs between two equal runs: times."""
+    """What a run leaves, without what is measured of the machine: times, memory."""
     import torch
     from safetensors.torch import load_file
 
     def lines(name):
         with open(folder / name, "rb") as file:
-            return [{k: v for k, v in json.loads(line).items() if "time" not in k} for line in file]
+            records = [json.loads(line) for line in file]
+        return [{k: v for k, v in record.items() if not re.search("time|memory", k)} for record in records]
 
     weights = next(path for path in ("model.safetensors", "adapter_model.safetensors") if (folder / path).exists())
     last = folder / "checkpoint-6"
