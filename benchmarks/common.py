@@ -18,7 +18,8 @@ from grpo_math import models, tiny_model
 from grpo_math.tasks import load_problems, resolve_rewards
 from grpo_math.trainer import GRPOMathConfig, GRPOMathTrainer
 
-RESULTS = Path(__file__).parent / "results"
+# `GRPO_MATH_RESULTS` names another folder, so that a trial leaves the stored results as they are
+RESULTS = Path(os.environ.get("GRPO_MATH_RESULTS") or Path(__file__).parent / "results")
 # A folder or GGUF file of SmolLM2-135M-Instruct; the hub's name works where the hub does
 SMOLLM2 = os.environ.get("GRPO_MATH_SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instruct")
 

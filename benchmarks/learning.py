@@ -1,180 +1,148 @@
-"""Reward against KL to the reference for a fixed beta, a target KL and reference clipping (tiny model, 3 seeds).
+"""Learning curves of the tiny model, 3 seeds: group size, temperature, partial credit, SFT or GRPO, bounds on the KL.
 
-What each holds fixed differs: a fixed beta the price of a nat, a target KL the average distance, reference clipping
-the furthest that a single token is pushed. The plot shows the way each takes from the reference (KL 0) over training,
-and where it ends; the table gives the end, and how far the KL of the seeds is spread.
+`--parts` runs some of the parts again; the others keep the results that are stored.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
 
-from transformers import TrainerCallback
+from benchmarks import common, kl_bounds
+from benchmarks.learning_questions import ABOUT, HELDOUT, QUESTIONS, SAMPLES, ask, tiny_problems
+from benchmarks.pictures import label_ends, new_figure, save_figure
+from benchmarks.plain import table
 
-from benchmarks import common
-
-# Every setting logs the KL: `kl_estimator="k3"` is TRL's loss, and an infinite bound clips nothing
-SETTINGS: dict[str, dict] = {
-    "beta 0": {"ref_clip_high": float("inf")},
-    "beta 0.03": {"beta": 0.03, "kl_estimator": "k3"},
-    "beta 0.3": {"beta": 0.3, "kl_estimator": "k3"},
-    "target KL 0.02": {"beta": 0.1, "kl_target": 0.02, "kl_horizon": 640.0},
-    "target KL 0.1": {"beta": 0.1, "kl_target": 0.1, "kl_horizon": 640.0},
-    "reference clip 0.2": {"ref_clip_low": 0.2, "ref_clip_high": 0.2},
-    "reference clip 1": {"ref_clip_low": 1.0, "ref_clip_high": 1.0},
-}
-FAMILIES = {"beta": "tab:gray", "target": "tab:blue", "reference": "tab:red"}
-WINDOW = 25
-
-
-class Curve(TrainerCallback):
-    """Reward, KL (k3) and beta of every step."""
-
-    def __init__(self):
-        self.steps: list[dict] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "reward" in logs:
-            names = {"reward": "reward", "kl": "kl/k3", "beta": "beta", "clipped": "ref_clip_ratio/region_mean"}
-            self.steps.append({name: logs.get(metric) for name, metric in names.items()})
-
-
-def learn(setting: dict, seed: int, steps: int, learning_rate: float, out: Path) -> list[dict]:
-    """One run from the built-in tiny model."""
-    _, tokenizer, rows, reward = common.tiny_countdown()
-    curve = Curve()
-    trainer = common.make_trainer(
-        True,
-        str(common.tiny_model.tiny_model_folder()),
-        reward,
-        rows,
-        tokenizer,
-        out,
-        [curve],
-        per_device_train_batch_size=128,
-        num_generations=16,
-        max_completion_length=8,
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        max_steps=steps,
-        skip_zero_advantage=False,  # so that the KL covers every row
-        log_level="error",
-        seed=seed,
-        **setting,
-    )
-    trainer.train()
-    return curve.steps
+BOUNDS = "KL bounds"
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 def ends(runs: list[list[dict]], name: str) -> list[float]:
-    """Mean of the last steps of every seed."""
-    return [statistics.fmean(step[name] or 0.0 for step in run[-2 * WINDOW :]) for run in runs]
+    return [points[-1][name] for points in runs]
 
 
-def plot(found: dict[str, list[list[dict]]]) -> None:
-    """Reward against KL over training, one line a setting (mean over seeds), the ends of the seeds as dots."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    styles = dict.fromkeys(FAMILIES, 0)
-    for label, runs in found.items():
-        family = label.split()[0]
-        style = ("-", "--", ":")[styles[family] % 3]
-        styles[family] += 1
-        smooth = {
-            name: [common.running_mean([step[name] or 0.0 for step in run], WINDOW) for run in runs]
-            for name in ("reward", "kl")
-        }
-        mean = {
-            name: [statistics.fmean(point) for point in zip(*values, strict=True)] for name, values in smooth.items()
-        }
-        colour = FAMILIES[family]
-        axes[0].plot(mean["kl"][WINDOW:], mean["reward"][WINDOW:], style, color=colour, label=label)
-        axes[0].plot(ends(runs, "kl"), ends(runs, "reward"), "o", color=colour, markersize=4)
-        common.band(axes[1], smooth["kl"], label, linestyle=style, color=colour)
-    axes[0].set(xlabel="KL to the reference, nats per token (k3)", ylabel="mean reward", xscale="log")
-    axes[0].set_title("Reward against KL over training; dots: the seeds' ends", fontsize=10)
-    axes[1].set(xlabel="step (128 completions)", ylabel="KL, nats per token", yscale="log")
-    axes[1].set_title("KL over training, lowest to highest seed", fontsize=10)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    common.RESULTS.mkdir(exist_ok=True)
-    figure.savefig(common.RESULTS / "learning.png", dpi=110)
-    plt.close(figure)
+def shown(values: list[float]) -> str:
+    """The mean, and the lowest and highest seed."""
+    return f"{statistics.fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
-def what_it_shows(summary: dict[str, dict]) -> str:
-    """Sentences computed from the results: how the families compare at the KL that each reached."""
-    start = summary["beta 0"]
-    lines = [f"- Without a bound the reward ends at {start['reward']:.2f} and the KL at {start['kl']:.2g}."]
-    for label, row in summary.items():
-        if label.startswith("target"):
-            wanted = float(label.split()[-1])
-            lines.append(f"- {label}: ended at {row['kl']:.2g}, {row['kl'] / wanted:.1f} times the target.")
-    best = max((label for label in summary if label != "beta 0"), key=lambda label: summary[label]["reward"])
-    lines.append(f"- The highest reward of the bounded runs is {summary[best]['reward']:.2f} ({best}).")
-    for label, row in summary.items():
-        if label.startswith("reference"):
-            rivals = {k: v for k, v in summary.items() if not k.startswith("reference") and k != "beta 0"}
-            near = min(rivals, key=lambda k: abs(rivals[k]["kl"] - row["kl"]))
-            lines.append(
-                f"- {label}: KL {row['kl']:.2g}, reward {row['reward']:.2f}, {row['clipped']:.0%} of the tokens "
-                f"stopped; the nearest in KL is {near} with KL {rivals[near]['kl']:.2g}, reward "
-                f"{rivals[near]['reward']:.2f}."
-            )
-    return "\n".join(lines)
-
-
-def publish(found: dict[str, list[list[dict]]], learning_rate: float) -> None:
-    """Writes the table, the plot and what they show."""
-    steps, seeds = len(next(iter(found.values()))[0]), len(next(iter(found.values())))
-    summary = {
-        label: {name: statistics.fmean(ends(runs, name)) for name in ("reward", "kl", "beta", "clipped")}
-        for label, runs in found.items()
-    }
+def question_table(found: dict[str, list[list[dict]]]) -> str:
+    """Accuracy at the end, and what it took."""
     rows = [
         [
             label,
-            f"{row['reward']:.3f}",
-            f"{row['kl']:.3g}",
-            " to ".join(f"{edge(ends(found[label], 'kl')):.3g}" for edge in (min, max)),
-            f"{row['beta']:.3g}",
-            f"{row['clipped']:.1%}" if label.startswith("reference") else "",
+            shown(ends(runs, "sampled")),
+            shown(ends(runs, "greedy")),
+            f"{statistics.fmean(ends(runs, 'seconds')):.1f}",
+            f"{statistics.fmean(ends(runs, 'step')):.0f}",
         ]
-        for label, row in summary.items()
+        for label, runs in found.items()
     ]
-    header = ["setting", "mean reward", "KL, nats per token", "KL over seeds", "beta at the end", "tokens stopped"]
-    text = ["# Reward against KL to the reference", "", common.machine_line(), ""]
-    text += [
-        f"Two-number Countdown, 0.1 M parameters, {steps} steps of 128 completions, learning rate "
-        f"{learning_rate:g}, {seeds} seeds. Means over the last {2 * WINDOW} steps.",
-        "",
-        common.table(header, rows),
-        "",
-    ]
-    if list(found) == list(SETTINGS):
-        plot(found)
-        text += ["![reward against KL](learning.png)", "", what_it_shows(summary)]
-    common.save("learning", "\n".join(text), {"settings": {k: str(v) for k, v in SETTINGS.items()}, "runs": found})
+    return table(["", "sampled accuracy", "greedy accuracy", "CPU s of training", "steps"], rows)
+
+
+def what_it_shows(question: str, found: dict[str, list[list[dict]]], blind: float) -> str:
+    """A sentence or two computed from the ends: the best, whether the seeds overlap, and the target-blind policy."""
+    means = {label: statistics.fmean(ends(runs, "sampled")) for label, runs in found.items()}
+    best, worst = max(means, key=means.get), min(means, key=means.get)
+    apart = min(ends(found[best], "sampled")) > max(ends(found[worst], "sampled"))
+    seeds = (
+        "no seed of one reaches a seed of the other" if apart else "the seeds overlap, so this is no clear difference"
+    )
+    above = [label for label, mean in means.items() if mean > blind]
+    return (
+        f"Best at the end: {best} ({means[best]:.3f}); worst: {worst} ({means[worst]:.3f}); {seeds}. "
+        f"Above the target-blind policy ({blind:.3f}): {', '.join(above) or 'none'}."
+    )
+
+
+def draw(questions: dict[str, dict[str, list[list[dict]]]], blind: float, path: Path) -> None:
+    """One panel a question: held-out accuracy over training, the mean of the seeds and the band between them."""
+    figure = new_figure(12, 4 * ((len(questions) + 1) // 2))
+    axes = figure.subplots((len(questions) + 1) // 2, 2, squeeze=False).flatten()
+    figure.subplots_adjust(left=0.06, right=0.9, bottom=0.08, top=0.94, wspace=0.45, hspace=0.32)
+    for axis, (question, found) in zip(axes, questions.items(), strict=False):
+        over = "seconds" if question == "method" else "step"
+        colours, heights = {}, {}
+        for (label, runs), colour in zip(found.items(), COLOURS, strict=False):
+            points = list(zip(*[run[: min(map(len, runs))] for run in runs], strict=True))
+            x = [statistics.fmean(p[over] for p in point) for point in points]
+            y = [statistics.fmean(p["sampled"] for p in point) for point in points]
+            low, high = ([edge(p["sampled"] for p in point) for point in points] for edge in (min, max))
+            axis.plot(x, y, "o-", color=colour, markersize=3)
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            colours[label], heights[label] = colour, y[-1]
+        axis.axhline(blind, color="tab:gray", linestyle="--", linewidth=1)
+        colours["ignores the target"], heights["ignores the target"] = "tab:gray", blind
+        axis.set_ylim(0, max(0.8, 1.1 * max(heights.values())))
+        axis.set_title(question, fontsize=11)
+        axis.set_xlabel("CPU seconds of training" if over == "seconds" else "step (128 completions)")
+        axis.set_ylabel("held-out accuracy, sampled")
+        axis.grid(alpha=0.2)
+        label_ends(axis, heights, colours)
+    for axis in axes[len(questions) :]:
+        axis.set_visible(False)
+    save_figure(figure, path)
+
+
+def page(data: dict) -> str:
+    """The page in Markdown."""
+    text = ["# Learning curves of the tiny model"]
+    questions = data.get("questions")
+    if questions:
+        text.append(
+            f"Two-number Countdown, 0.1 M parameters, {data['steps']} steps of 128 completions, {data['seeds']} seeds. "
+            f"Accuracy on {HELDOUT} held-out problems, {SAMPLES} samples each at temperature 1, or greedy: mean and [lowest, "
+            f"highest] seed. The best policy that ignores the target is right in {data['blind']:.3f}."
+            f" {data['machine_line']}"
+        )
+        text.append("![held-out accuracy over training](learning.png)")
+        for question, found in questions.items():
+            text += [f"## {question.capitalize()}", ABOUT[question], question_table(found)]
+            text.append(what_it_shows(question, found, data["blind"]))
+    if data.get("runs"):
+        text.append(kl_bounds.section(data["runs"], data["learning_rate"], data["kl_machine_line"]))
+    return "\n\n".join(text)
+
+
+def stored() -> dict:
+    """The results of the last time, without its machine."""
+    path = common.RESULTS / "learning.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: value for name, value in found.items() if name != "machine"}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks learning", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--parts", nargs="+", default=[*QUESTIONS, BOUNDS], choices=[*QUESTIONS, BOUNDS])
+    parser.add_argument("--quick", action="store_true", help="10 steps, 1 seed; prints without writing results")
     args = parser.parse_args(argv)
-    found = {}
+    steps, seeds = (10, 1) if args.quick else (args.steps, args.seeds)
+    data = {} if args.quick else stored()
+    asked = [part for part in args.parts if part != BOUNDS]
     with tempfile.TemporaryDirectory() as out:
-        for label in args.settings:
-            found[label] = [
-                learn(SETTINGS[label], seed, args.steps, args.learning_rate, Path(out)) for seed in range(args.seeds)
-            ]
-            print(f"{label}: reward {ends(found[label], 'reward')}, KL {ends(found[label], 'kl')}", flush=True)
-    publish(found, args.learning_rate)
+        if asked:
+            kept = data.get("questions", {}) if (data.get("steps"), data.get("seeds")) == (steps, seeds) else {}
+            answers = {**kept, **ask(asked, seeds, steps, Path(out))}
+            data["questions"] = {question: answers[question] for question in QUESTIONS if question in answers}
+            data |= {"steps": steps, "seeds": seeds, "blind": tiny_problems()[0].blind[0]}
+            data["machine_line"] = common.machine_line()
+        if BOUNDS in args.parts:
+            data |= {
+                "runs": kl_bounds.runs(seeds, min(steps, 100), Path(out)),
+                "learning_rate": kl_bounds.LEARNING_RATE,
+            }
+            data["kl_machine_line"] = common.machine_line()
+    text = page(data)
+    if args.quick:
+        print(text)
+        return 0
+    common.save("learning", text, data)
+    if data.get("questions"):
+        draw(data["questions"], data["blind"], common.RESULTS / "learning.png")
+    if data.get("runs"):
+        kl_bounds.draw(data["runs"], common.RESULTS / "learning_kl.png")
     return 0
