@@ -29,11 +29,11 @@ def test_the_solvers_expression_is_worked_out_step_by_step():
 @pytest.mark.parametrize(
     ("style", "form"),
     [
-        ("think", "<think>Natalia sold 48/2 = 24 clips in May. {}</think>\n<answer>72</answer>"),
-        ("think_prefill", "Natalia sold 48/2 = 24 clips in May. {}</think>\n<answer>72</answer>"),
-        ("boxed", "Natalia sold 48/2 = 24 clips in May. {}\n\\boxed{{72}}"),
-        ("hash", "Natalia sold 48/2 = 24 clips in May. {}\n#### 72"),
-        ("plain", " Natalia sold 48/2 = 24 clips in May. {} The answer is 72."),
+        ("think", "<think>Natalia sold 48/2 = 24 clips in May.\n{}</think>\n<answer>72</answer>"),
+        ("think_prefill", "Natalia sold 48/2 = 24 clips in May.\n{}</think>\n<answer>72</answer>"),
+        ("boxed", "Natalia sold 48/2 = 24 clips in May.\n{}\n\\boxed{{72}}"),
+        ("hash", "Natalia sold 48/2 = 24 clips in May.\n{}\n#### 72"),
+        ("plain", " Natalia sold 48/2 = 24 clips in May.\n{} The answer is 72."),
     ],
 )
 def test_gold_solutions_take_the_prompt_styles_form(style, form, gsm8k_folder, small_chat_model):

@@ -131,7 +131,7 @@ def solutions(problems: Problems, config: TaskConfig) -> list[str | None]:
     'Natalia sold 48/2 = 24 clips in May. ...\\n#### 72'
     """
     task, style = get_task(config.task), config.prompt_style
-    examples = map(task.example, problems.rows)
+    examples = map(getattr(task, "solution", task.example), problems.rows)
     # A conversation's turn and an open <think> start with the text; any other prompt is continued after a space
     space = " " if style in ("plain", "compact") else ""
     texts = [None if e is None else space + worked_solution(style, e) for e in examples]

@@ -97,11 +97,17 @@ def problem_text(row: dict) -> str:
 
 
 def example(row: dict) -> Example | None:
-    """A worked example for the prompt, from the data set's own solution; None for a row that holds only the number."""
+    """A worked example for the prompt, [`solution`] in one line; None for a row that holds only the number."""
+    full = solution(row)
+    return full and full._replace(reasoning=full.reasoning.replace("\n", " "))
+
+
+def solution(row: dict) -> Example | None:
+    """The data set's own solution, with its lines, for the supervised warm-up; None for a row that holds only the number."""
     if "####" not in row["solution_text"]:
         return None
     reasoning = _CALCULATOR.sub("", row["solution_text"].rsplit("####", 1)[0]).strip()
-    return Example(row["question"], reasoning.replace("\n", " "), row["answer"])
+    return Example(row["question"], reasoning, row["answer"])
 
 
 def columns(row: dict) -> dict:
