@@ -99,6 +99,13 @@ OTHERS = [
 ]
 
 MORE = [
+    ("The answer is *18*.", 18),
+    ("The answer is _18_.", 18),
+    ("The answer is 18+.", None),
+    ("The answer is 18 * her price.", None),
+    ("9 * 2 = 18\n\n**Janet makes $18 every day.**", 18),
+    ("**Janet sells 9 eggs for 2 dollars each.**", None),
+    ("**Janet has 9 eggs.** She sells them.", None),
     ("She makes <b>18</b> <b></b>", 18),
     ("#### 18\n- 9 eggs\n- 2 dollars each", 18),
     ("#### 18 eggs\n20 eggs", None),

@@ -125,7 +125,9 @@ def _computes(rest: list[Token]) -> bool:
     kind, value = rest[0][:2]
     if kind != "op":
         return value in OPERATIONS
-    return (value in "+*" and (len(rest) == 1 or rest[1][0] == "word")) or (len(rest) > 1 and rest[1][1] in VARIABLES)
+    if len(rest) == 1:
+        return value == "+"
+    return (value in "+*" and rest[1][0] == "word") or rest[1][1] in VARIABLES
 
 
 def _side(tokens: list[Token]) -> Statement:
@@ -163,6 +165,8 @@ def _side(tokens: list[Token]) -> Statement:
             before = other
         elif kind == "relation" and not found.words and status == "ok":
             found.status = "malformed"  # 18 ± 1
-        elif kind in NUMBERS and other != found.value and before not in PREPOSITIONS and found.status == "ok":
+        elif (
+            kind in NUMBERS and other != found.value and found.status == "ok" and (prose or before not in PREPOSITIONS)
+        ):
             found.status = "hedged"
     return found

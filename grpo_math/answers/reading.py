@@ -45,13 +45,18 @@ _LIST_NUMBER = re.compile(r"\s*\d{1,3}[.):]\s")
 
 
 def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
-    """Read emphasised text: it is an answer if it begins with a number or says that there is none, else prose."""
+    """Read emphasised text: it is an answer if it begins with a number, says that there is none, or is the last sentence."""
     start, stop = marker.start, marker.stop
     if _LIST_NUMBER.match(text, start, stop):
         return None
     reading = _interpret(text, start, stop, closed=False)
     if reading is None:
-        return None
+        last = (
+            _interpret(text, start, stop, closed=True)
+            if text[marker.begin : marker.begin + 2] == "**" and marker.end == len(text)
+            else None
+        )
+        return last if last is not None and last.status == "ok" else None  # **She makes $18 a day.**
     content = text[start:stop].lower()
     if reading.status == "malformed" and content not in NO_VALUE and not content[:1].isdigit():
         return None
