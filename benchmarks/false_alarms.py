@@ -110,27 +110,30 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="control runs of the tiny model with random rewards")
     parser.add_argument("--steps", type=int, default=100, help="steps of a control run")
     args = parser.parse_args(argv)
-    found = {gain: shares(args.runs if gain == 0 else max(1, args.runs // 10), gain) for gain in GAINS}
+    found = {str(gain): shares(args.runs if gain == 0 else max(1, args.runs // 10), gain) for gain in GAINS}
     controls = [one for rate in RATES for one in control(args.seeds, args.steps, rate)]
-    rows = [
-        [way, *(f"{found[gain][way]['ever' if gain == 0 else 'last']:.3f}" for gain in GAINS)] for way in WAYS
-    ]  # fmt: skip
-    text = "\n\n".join(
+    data = {"runs": args.runs, "steps": args.steps, "shares": found, "controls": controls}
+    common.save("false_alarms", page(data), data)
+    return 0
+
+
+def page(data: dict) -> str:
+    """The results in Markdown."""
+    runs, shown = data["runs"], data["shares"]
+    rows = [[way, *(f"{shown[str(g)][way]['ever' if g == 0 else 'last']:.3f}" for g in GAINS)] for way in WAYS]
+    return "\n\n".join(
         [
             "# Verdicts: false alarms and power",
             common.machine_line(),
-            f"{args.runs} simulated runs that learn nothing: {PROBLEMS} problems, {SAMPLES} samples each, {LOOKS} looks along "
+            f"{runs} simulated runs that learn nothing: {PROBLEMS} problems, {SAMPLES} samples each, {LOOKS} looks along "
             f"the run on {SUBSET} of them, one at the end on all. First column: share of the runs in which any look claims a "
-            f"change. The others: share of {max(1, args.runs // 10)} runs whose last look says `improved`, by what was gained.",
+            f"change. The others: share of {max(1, runs // 10)} runs whose last look says `improved`, by what was gained.",
             table(["way of reading", "learns nothing", *(f"gains {gain}" for gain in GAINS[1:])], rows),
-            f"Control: the tiny model trained for {args.steps} steps with rewards drawn by chance. The higher rate is the "
+            f"Control: the tiny model trained for {data['steps']} steps with rewards drawn by chance. The higher rate is the "
             "recipe's own: without a signal its steps spoil the warm-up, and accuracy does fall.",
             table(
                 ["learning rate", "seed", "verdict"],
-                [[f"{one['learning_rate']:g}", str(one["seed"]), one["verdict"]] for one in controls],
+                [[f"{one['learning_rate']:g}", str(one["seed"]), one["verdict"]] for one in data["controls"]],
             ),
         ]
     )
-    data = {"runs": args.runs, "shares": {str(gain): ways for gain, ways in found.items()}, "controls": controls}
-    common.save("false_alarms", text, data)
-    return 0

@@ -6,11 +6,26 @@ from collections import Counter
 import pytest
 
 from grpo_math.errors import TaskError
+from grpo_math.evaluation.accuracy import by_kind
 from grpo_math.tasks import countdown, load_problems, resolve_rewards
 from grpo_math.tasks.countdown_problems import CountdownConfig
 from grpo_math.tiny_model import tiny_task_config
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
+
+
+def test_held_out_rows_are_classed_by_numbers_and_operators_where_both_differ():
+    settings = {"task": "countdown", "dataset_path": "generated", "heldout_size": 12, "train_size": 4}
+    several = load_problems(countdown.CONFIG(**settings, countdown_operands=[2, 3]))
+    assert {kind.split(": ")[0] for kind in several.kinds} == {"2 numbers", "3 numbers"}
+    assert all(len(kind.split(": ")[1]) == int(kind[0]) - 1 for kind in several.kinds)
+    assert set(load_problems(countdown.CONFIG(**settings, countdown_operands=[2])).kinds) <= set("+-*/")
+    both = [{"kind": "2 numbers: +"}, {"kind": "3 numbers: +-"}, {"kind": "3 numbers: ++"}]
+    found = by_kind(both, lambda item: item["kind"])
+    assert {kind: len(rows) for kind, rows in found.items()} == {
+        "2 numbers": 1, "3 numbers": 2, "2 numbers: +": 1, "3 numbers: ++": 1, "3 numbers: +-": 1,
+    }  # fmt: skip
+    assert list(found)[:2] == ["2 numbers", "3 numbers"]
 
 
 def test_countdown_rows_from_a_file(tmp_path):

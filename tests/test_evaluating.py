@@ -80,6 +80,14 @@ def test_any_model_is_measured_on_a_named_task(small_chat_model, gsm8k_folder, t
     assert record["completions"] == [record["greedy_completion"]]
 
 
+def test_gsm8k_out_of_distribution_is_procedural(small_chat_model, gsm8k_folder, tmp_path, capsys):
+    pytest.importorskip("reasoning_gym")
+    words = ["--dataset_path", str(gsm8k_folder), "--max_completion_length", "8", "--heldout_generations", "2",
+             "--use_cpu", "true", "--disable_tqdm", "true", "--out", str(tmp_path / "out"), "--size", "4"]  # fmt: skip
+    assert cli.main(["eval", str(small_chat_model), "--task", "gsm8k", *words, "--ood"]) == 0
+    assert "out of distribution, reasoning-gym gsm_symbolic: sampled" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -38,7 +38,11 @@ def add_parser(add: Callable[..., argparse.ArgumentParser], overrides: str) -> N
         "--protocol", choices=["recipe", "lm-eval"], default="recipe",
         help="lm-eval: GSM8K as lm-evaluation-harness measures it, 5 examples, both filters",
     )  # fmt: skip
-    command.add_argument("--ood", action="store_true", help="also Countdown with other counts of numbers")
+    command.add_argument(
+        "--ood",
+        action="store_true",
+        help="also problems from elsewhere: Countdown of other sizes, reasoning-gym for GSM8K",
+    )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:

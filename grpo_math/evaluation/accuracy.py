@@ -79,7 +79,10 @@ def summarise(records: list[dict]) -> Accuracy:
         majority=_share([r["majority"] for r in records]),
         pass_at={j: share_of_problems(pass_shares(correct, j), len(records) * (k // j)) for j in pass_sizes(k)},
         k=k,
-        by_kind={kind: clustered([r["correct"] for r in rows]) for kind, rows in _by_kind(records).items()},
+        by_kind={
+            kind: clustered([r["correct"] for r in rows])
+            for kind, rows in by_kind(records, lambda r: r["kind"]).items()
+        },
         outcomes={status: count / completions for status, count in statuses.most_common()},
         mean_length=sum(length for r in records for length in r["lengths"]) / completions,
         truncated=sum(cut for r in records for cut in r["truncated"]) / completions,
@@ -104,9 +107,7 @@ def changes(before: list[dict], after: list[dict]) -> dict[str, Any]:
 
     pairs = list(zip(before, after, strict=True))
     k = len(before[0]["correct"])
-    kinds = defaultdict(list)
-    for pair in pairs:
-        kinds[pair[1]["kind"]].append(pair)
+    kinds = by_kind(pairs, lambda pair: pair[1]["kind"])
     return {
         "sampled": change(mean_of("correct"), pairs),
         "strict": change(mean_of("strict"), pairs),
@@ -114,7 +115,7 @@ def changes(before: list[dict], after: list[dict]) -> dict[str, Any]:
         "greedy": change(lambda r: r["greedy"], pairs),
         "majority": change(lambda r: r["majority"], pairs),
         "pass_at": {j: change(lambda r, j=j: pass_shares([r["correct"]], j)[0], pairs) for j in pass_sizes(k)},
-        "by_kind": {kind: change(mean_of("correct"), rows) for kind, rows in sorted(kinds.items())},
+        "by_kind": {kind: change(mean_of("correct"), rows) for kind, rows in kinds.items()},
     }
 
 
@@ -133,11 +134,14 @@ def _share(outcomes: Sequence[float]) -> Interval:
     return wilson(sum(outcomes) / len(outcomes), len(outcomes))
 
 
-def _by_kind(records: list[dict]) -> dict[str, list[dict]]:
+def by_kind(items: list, kind_of: Callable[[Any], str]) -> dict[str, list]:
+    """The items of each class, the wider classes first: "3 numbers: +-" counts for "3 numbers" too."""
     kinds = defaultdict(list)
-    for record in records:
-        kinds[record["kind"]].append(record)
-    return dict(sorted(kinds.items()))
+    for item in items:
+        kind = kind_of(item)
+        for name in {kind, kind.partition(": ")[0]}:
+            kinds[name].append(item)
+    return dict(sorted(kinds.items(), key=lambda found: (": " in found[0], found[0])))
 
 
 def measure(

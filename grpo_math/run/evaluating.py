@@ -7,7 +7,9 @@ interrupted evaluation goes on from there. `eval.json` has the figures.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ def evaluate(
         out: Folder for the figures and every completion; none are written without it.
         protocol: `recipe`: its prompt style, sampled and greedy. `lm-eval`: as lm-evaluation-harness measures GSM8K.
         split: `test` for the held-out problems, `train` for as many training problems.
-        ood: Also measure generated Countdown problems with other counts of numbers than the recipe's.
+        ood: Also measure problems from elsewhere: for Countdown generated ones with other counts of numbers than the recipe's,
+            for GSM8K reasoning-gym's procedural ones.
 
     Raises:
         RecipeError: when the recipe holds nothing out, or the protocol does not suit its task.
@@ -44,9 +47,13 @@ def evaluate(
         raise RecipeError(
             f"{recipe.place('heldout_size')}: heldout_size: 0 leaves nothing to measure on; give a number of rows"
         )
-    for name, wanted, task in (("--protocol lm-eval", protocol == "lm-eval", "gsm8k"), ("--ood", ood, "countdown")):
-        if wanted and recipe.task.task != task:
-            raise RecipeError(f"command line: {name} is defined for task {task}, not {recipe.task.task}: leave it out")
+    task = recipe.task.task
+    if protocol == "lm-eval" and task != "gsm8k":
+        raise RecipeError(f"command line: --protocol lm-eval is defined for task gsm8k, not {task}: leave it out")
+    if ood and task not in OTHER_PROBLEMS:
+        raise RecipeError(f"command line: --ood is defined for {', '.join(OTHER_PROBLEMS)}, not {task}: leave it out")
+    if ood and task == "gsm8k" and importlib.util.find_spec("reasoning_gym") is None:
+        raise RecipeError("command line: --ood for GSM8K needs the package reasoning-gym: pip install reasoning-gym")
     run = prepare(recipe, training=False)
     if split == "train":
         rows = run.problems.train[: recipe.task.heldout_size]
@@ -60,7 +67,7 @@ def evaluate(
     lines = describe(run, accuracy, protocol)
     if ood:
         figures["ood"] = {}
-        for name, problems in other_sizes(run).items():
+        for name, problems in OTHER_PROBLEMS[task](run).items():
             run.problems = problems
             other = measure_heldout(run, name)
             figures["ood"][name] = figures_of(other)
@@ -169,3 +176,21 @@ def other_sizes(run: Prepared) -> dict[str, Problems]:
         )
         found[f"{count} numbers"] = load_problems(config, run.tokenizer)
     return found
+
+
+def procedural(run: Prepared) -> dict[str, Problems]:
+    """As many of reasoning-gym's grade-school problems (GSM-Symbolic's templates) as the recipe holds out, in its style."""
+    import reasoning_gym
+
+    task = run.recipe.task
+    size = task.heldout_size + task.fewshot + 1  # worked examples and a training row come from the same file
+    made = reasoning_gym.create_dataset("gsm_symbolic", size=size, seed=task.task_seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gsm_symbolic.jsonl"
+        lines = (json.dumps({"question": one["question"], "answer": str(one["answer"])}) + "\n" for one in made)
+        path.write_text("".join(lines), encoding="utf-8")
+        config = dataclasses.replace(task, dataset_path=str(path), train_size=None)
+        return {"reasoning-gym gsm_symbolic": load_problems(config, run.tokenizer)}
+
+
+OTHER_PROBLEMS = {"countdown": other_sizes, "gsm8k": procedural}

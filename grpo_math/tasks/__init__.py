@@ -71,7 +71,8 @@ class Problems:
     Attributes:
         train: training rows, `{"prompt": str | messages, **columns}`, as TRL's trainer takes them.
         heldout: held-out rows of the same form.
-        kinds: the class of each held-out row (operators, number of operands), for accuracy by class.
+        kinds: the class of each held-out row (operators, number of operands), for accuracy by class. "3 numbers: +-" is
+            the class "+-" of the class "3 numbers".
         blind: accuracy of the best policy that ignores the target, and how it was found; None where the task has none.
         rows: the training rows as the task reads them, in the order of `train`.
     """
@@ -117,7 +118,7 @@ def load_problems(config: TaskConfig, tokenizer: Any = None) -> Problems:
     return Problems(
         train=[formatted(row) for row in train],
         heldout=[formatted(row) for row in heldout],
-        kinds=[row.get("kind", "all") for row in heldout],
+        kinds=[getattr(task, "stratum", lambda row, config: row.get("kind", "all"))(row, config) for row in heldout],
         blind=blind,
         rows=train,
     )

@@ -15,6 +15,7 @@ and, where the task has them, these:
     CONFIG                          its settings class, a dataclass that inherits from `TaskConfig`; default: `TaskConfig`.
                                     Its own fields are recipe keys, so their names start with the task's name
     solution(row)                   -> Example for the supervised warm-up, where it differs from that for few-shot prompts
+    stratum(row, config)            -> the class of a held-out row, where it is not the row's `kind`
     compact_text(row)               -> the problem in word-level tokens, for `prompt_style: compact`
     blind_accuracy(heldout, train, config)
                                     -> accuracy in [0, 1] of the best policy that ignores the target, and how it was found

@@ -105,6 +105,12 @@ def example(row: dict) -> Example | None:
     return Example(problem_text(row), f"{', '.join(steps(expression))}.", expression)
 
 
+def stratum(row: dict, config: CountdownConfig) -> str:
+    """The class of a held-out row: its operators, after its count of numbers where the recipe has several counts."""
+    kind, count = row["kind"], f"{len(row['nums'])} numbers"
+    return kind if kind == count or len(set(config.countdown_operands)) == 1 else f"{count}: {kind}"
+
+
 def columns(row: dict) -> dict:
     """What the reward functions see beside the completion."""
     return {"nums": list(row["nums"]), "target": row["target"]}
