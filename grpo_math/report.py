@@ -16,6 +16,7 @@ from grpo_math.files import read_jsonl, write_whole
 METRICS, COMPLETIONS, CURVE, SUMMARY = "metrics.jsonl", "completions.jsonl", "reward_curve.png", "summary.json"
 LOOKS = "heldout.jsonl"  # held-out accuracy along the run
 BEFORE, AFTER = "heldout_before.json", "heldout_after.json"  # figures and records of both measurements
+EVAL, EVAL_COMPLETIONS = "eval.json", "eval_completions.jsonl"  # what `grpo-math eval FOLDER` measured
 PAGE, MEMORY = "report.html", "memory.json"  # the HTML page, and the predicted memory that it shows
 
 

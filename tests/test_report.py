@@ -72,11 +72,14 @@ def test_an_earlier_runs_files_are_set_aside_and_kept(tmp_path):
     assert set_aside(tmp_path) is None
     for text in ("first", "second"):
         (tmp_path / report.SUMMARY).write_text(text)
+        (tmp_path / report.EVAL).write_text(text)
         (tmp_path / "checkpoint-5").mkdir()
         set_aside(tmp_path)
     assert not (tmp_path / report.SUMMARY).exists()
     assert (tmp_path / "earlier-1" / report.SUMMARY).read_text() == "first"
     assert (tmp_path / "earlier-2" / report.SUMMARY).read_text() == "second"
+    assert (tmp_path / "earlier-2" / report.EVAL).read_text() == "second"
+    assert not (tmp_path / report.EVAL).exists()
     assert (tmp_path / "earlier-2" / "checkpoint-5").is_dir()
 
 

@@ -19,11 +19,10 @@ from grpo_math.errors import RecipeError, TaskError
 from grpo_math.evaluation import Accuracy, Scorers, lm_eval, summarise
 from grpo_math.files import read_lines, write_whole
 from grpo_math.recipe import Recipe
+from grpo_math.report import EVAL, EVAL_COMPLETIONS
 from grpo_math.run.heldout import figures_of, measure_heldout
 from grpo_math.run.prepare import Prepared, end_trackers, prepare
 from grpo_math.tasks import Problems, gsm8k, load_problems
-
-FIGURES, COMPLETIONS = "eval.json", "eval_completions.jsonl"
 
 
 def evaluate(
@@ -73,8 +72,8 @@ def evaluate(
             figures["ood"][name] = figures_of(other)
             lines.append(f"  out of distribution, {name}: sampled {other.sampled}, greedy {other.greedy}")
     if out is not None and run.trainer.accelerator.is_main_process:
-        write_whole(out / FIGURES, json.dumps(figures, indent=2) + "\n")
-        lines.append(f"Figures: {out / FIGURES}. Every completion: {out / COMPLETIONS}.")
+        write_whole(out / EVAL, json.dumps(figures, indent=2) + "\n")
+        lines.append(f"Figures: {out / EVAL}. Every completion: {out / EVAL_COMPLETIONS}.")
     end_trackers(run.trainer)
     return lines
 
@@ -127,7 +126,7 @@ def measured(run: Prepared, out: Path | None, settings: dict, options: dict) -> 
         "temperature": args.temperature, "max_completion_length": args.max_completion_length, "seed": task.task_seed,
         "prompts": [run.problems.heldout[0]["prompt"], run.problems.heldout[-1]["prompt"], len(rows)],
     }  # fmt: skip
-    path, done = out / COMPLETIONS, []
+    path, done = out / EVAL_COMPLETIONS, []
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         kept = read_lines(path)[0] if path.exists() else []

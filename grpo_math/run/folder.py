@@ -27,6 +27,7 @@ OUTPUTS = (
     AFTER,
 )
 DAMAGED = (f"{report.METRICS}.damaged", f"{report.COMPLETIONS}.damaged")
+MEASURED = (report.EVAL, report.EVAL_COMPLETIONS)  # of the model that is there
 # The model or adapter and its tokenizer: an adapter left beside a full model would be loaded onto it
 MODEL_NAMES = (
     "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "adapter_config.json",
@@ -89,7 +90,7 @@ def set_aside(folder: Path) -> Path | None:
 
     Only files that a run wrote are moved, by their exact names; a README.md only where it is a trainer's model card.
     """
-    present = [folder / name for name in (*OUTPUTS, *DAMAGED) if (folder / name).exists()]
+    present = [folder / name for name in (*OUTPUTS, *DAMAGED, *MEASURED) if (folder / name).exists()]
     present += [path for path in sorted(folder.iterdir()) if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
     present += model_files(folder)
     if is_generated_card(folder / CARD):
