@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import signal
@@ -112,6 +113,7 @@ def draw_or_say(folder: Path, blind: float | None) -> None:
         draw_curve(folder, blind)
     except Exception as error:  # matplotlib, fonts, a full disk, a damaged file: a picture is worth no training
         tqdm.write(f"The reward curve is not drawn: {type(error).__name__}: {' '.join(str(error).split())}")
+    gc.collect()  # a figure is full of cycles: some 40 MB of them would wait for a full collection
 
 
 def json_value(value: Any) -> Any:
