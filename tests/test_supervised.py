@@ -138,6 +138,10 @@ def test_the_warm_up_and_grpo_are_two_commands(tmp_path, capsys):
     assert summary["supervised"]["loss_last"] < summary["supervised"]["loss_first"]
     assert summary["accuracy_after"]["low"] > summary["accuracy_before"]["high"]
     assert json.loads((out / "sft" / "config.json").read_text())["use_cache"] is True
+    card = (out / "sft" / "README.md").read_text()
+    assert "by supervised fine-tuning on worked solutions: 64 steps" in card
+    assert "- `sft_learning_rate: 0.003`" in card
+    assert "num_generations" not in card
     (line,) = (line for line in printed.splitlines() if line.startswith("Go on with GRPO: "))
     command = line.removeprefix("Go on with GRPO: grpo-math ").split()
     assert cli.main([*command, "--max_steps", "2", "--logging_steps", "1"]) == 0

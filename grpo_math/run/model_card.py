@@ -16,11 +16,11 @@ from grpo_math.files import write_whole
 from grpo_math.recipe import Recipe
 from grpo_math.trainer.checkpoints import CARD, is_generated_card
 
-# Settings that say what a run was; the folder's recipe.yaml has all
-SHOWN = (
-    "task", "prompt_style", "rewards", "reward_weights", "max_steps", "num_generations", "learning_rate", "beta",
-    "temperature", "max_completion_length", "use_peft", "lora_r", "load_in_4bit", "seed",
+# Settings that say what a run was; the folder's recipe.yaml has all. A warm-up has the second part and its own.
+GRPO_SETTINGS = (
+    "rewards", "reward_weights", "max_steps", "num_generations", "learning_rate", "beta", "temperature",
 )  # fmt: skip
+SETTINGS = ("task", "prompt_style", "max_completion_length", "use_peft", "lora_r", "load_in_4bit", "seed")
 
 
 def write_card(folder: Path, recipe: Recipe, summary: dict[str, Any]) -> None:
@@ -58,11 +58,19 @@ def card(folder: Path, recipe: Recipe, summary: dict[str, Any]) -> str:
         "[TRL](https://github.com/huggingface/trl) and grpo-math.",
         *figures(summary),
         "", "## Settings", "",
-        *(f"- `{key}: {without_folders(recipe.values[key])}`" for key in SHOWN if recipe.values.get(key) is not None), "",
+        *(f"- `{key}: {without_folders(value)}`" for key, value in settings(recipe, summary).items()), "",
         "All of them are in `recipe.yaml`.",
         *loading(adapter, recipe),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def settings(recipe: Recipe, summary: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe says of the run, by its fields; of a warm-up also what it has used."""
+    shown = SETTINGS if "supervised" in summary else (*SETTINGS, *GRPO_SETTINGS)
+    values = {name: recipe.values[name] for name in shown if recipe.values.get(name) is not None}
+    used = summary.get("supervised") or {}
+    return values | {f"sft_{name}": used[name] for name in ("epochs", "learning_rate") if name in used}
 
 
 def without_folders(value: Any) -> Any:
