@@ -23,6 +23,7 @@ NOT_RUN = {
     "from_scratch": "a program of the benchmark `loss`",
     "random_qwen": "a helper",
     "runs": "needs the folders of finished runs",
+    "trl_tests": "needs a checkout of TRL with its tests",
     "gpu": "needs a GPU and its own choice of cases: `python -m benchmarks gpu`",
 }
 # Options of a quick run
@@ -38,6 +39,7 @@ QUICK = {
 }
 # Benchmarks whose least run still takes minutes
 NOT_QUICK = {
+    "endurance": "a long run is its question",
     "predicted": "each recipe takes half a minute; of one: `grpo-math memory RECIPE`",
     "trainer": "takes minutes with SmolLM2: `python -m benchmarks trainer --rounds 1`",
 }

@@ -59,9 +59,10 @@ def what_it_shows(question: str, found: dict[str, list[list[dict]]], blind: floa
 
 def draw(questions: dict[str, dict[str, list[list[dict]]]], blind: float, path: Path) -> None:
     """One panel a question: held-out accuracy over training, the mean of the seeds and the band between them."""
-    figure = new_figure(12, 4 * ((len(questions) + 1) // 2))
+    height = 4 * ((len(questions) + 1) // 2)  # inches
+    figure = new_figure(12, height)
     axes = figure.subplots((len(questions) + 1) // 2, 2, squeeze=False).flatten()
-    figure.subplots_adjust(left=0.06, right=0.9, bottom=0.08, top=0.94, wspace=0.45, hspace=0.32)
+    figure.subplots_adjust(left=0.06, right=0.9, bottom=0.6 / height, top=1 - 0.4 / height, wspace=0.45, hspace=0.32)
     for axis, (question, found) in zip(axes, questions.items(), strict=False):
         over = "seconds" if question == "method" else "step"
         colours, heights = {}, {}
@@ -115,7 +116,7 @@ def stored() -> dict:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks learning", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parts", nargs="+", default=[*QUESTIONS, BOUNDS], choices=[*QUESTIONS, BOUNDS])
     parser.add_argument("--quick", action="store_true", help="10 steps, 1 seed; prints without writing results")

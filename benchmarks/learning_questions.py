@@ -31,7 +31,8 @@ ABOUT = {
     "group size": f"Completions of a prompt, {BATCH} completions a step: a larger group means fewer prompts.",
     "temperature": "Of the sampling in training. Accuracy is always measured at temperature 1, and greedy.",
     "reward": "1 or 0, or partial credit that falls with the distance to the target (`countdown_proximity`).",
-    "method": "GRPO, or supervised training on the solver's solutions of the same problems, for the same CPU time.",
+    "method": "GRPO, or supervised training for the same CPU time on the same problems. SFT is told the solver's solutions, "
+    "GRPO only whether its own are right.",
 }
 
 
