@@ -103,6 +103,18 @@ def test_a_run_keeps_the_checkpoint_with_the_best_heldout_accuracy(tiny_recipe, 
     assert "on the 20 problems that chose no checkpoint" in capsys.readouterr().out
 
 
+def test_a_run_on_a_plateau_stops(tiny_recipe, tmp_path, capsys):
+    code = run(
+        tiny_recipe, tmp_path, "--max_steps", "9", "--eval_steps", "1", "--early_stopping_patience", "2",
+        "--learning_rate", "0", "--heldout_size", "8", "--heldout_generations", "1",
+        "--load_best_model_at_end", "true", "--save_steps", "1",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 3  # the first look is the best one
+    assert [look["step"] for look in report.read_jsonl(tmp_path / report.LOOKS)] == [1, 2, 3]
+    assert "Stopped at step 3 of 9: the last 2 look(s)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -153,6 +153,12 @@ def _train(run: Prepared) -> int:
             console.print(f"The files of the run before are in {run.aside}.")
         end_trackers(trainer)
         return INTERRUPTED
+    patience = recipe.task.early_stopping_patience
+    if patience is not None and trainer.state.global_step < trainer.state.max_steps:
+        console.print(
+            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: the last {patience} look(s) found no "
+            "higher held-out accuracy (early_stopping_patience)."
+        )
     run.recorder.begin()  # a resumed run that was done already has trained no step
     trainer.save_model(str(folder))
     started = clock()
