@@ -152,7 +152,7 @@ MORE = [
     ("\\boxed{?} or \\boxed{18}", None),
     ("\\boxed{?}, so \\boxed{18}", 18),
     ("Q: How many?\nThe answer is 9.\nQ: How much?\nThe answer is 18.\n#### 18", 18),
-    ("<thinking>#### 9</thinking>\n#### 18", 18),
+    ("<thinking>#### 18</thinking>\nI do not know.", None),
 ]
 
 

@@ -17,7 +17,6 @@ _CORRECTION = re.compile(
 )
 _OR = re.compile(r"\bor\b", re.I)
 _JOINING = re.compile(
-    r"(?:[\W_]*(?:[^\W_]+[\W_]+){1,3}?(?=or\b))?"  # a unit: 18 dollars or
     rf"[\W_]*(?:(?:{'|'.join(sorted(JOINERS | LEAD_INS))})\b[\W_]*)*"
     r"(?:\d{1,2}[.)]\s[\W_]*)?",  # the number of a list
     re.I,

@@ -63,7 +63,7 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
         empty = not side and len(part.sides) == 1
         if kind in ("comma", "end") or (kind == "word" and value in JOINERS):
             after_end = kind == "end" or (part.after_end and empty)
-            offered = value in OR_WORDS or (part.offered and empty)
+            offered = value in OR_WORDS
             if not empty:
                 part.labels, part.ended = value == ":", kind == "end"
                 parts += [part, *remarks]
