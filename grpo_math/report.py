@@ -157,7 +157,8 @@ def _title(folder: Path, values: dict, summary: dict) -> str:
         f"groups of {values['num_generations']}" if values.get("num_generations") else None,
         f"seed {values['seed']}" if values.get("seed") is not None else None,
     ]
-    return ", ".join(str(part) for part in parts if part)
+    # A name is drawn as it is: no formula between dollars, and nothing that fonts have no glyph for by nature
+    return shorten(", ".join(str(part) for part in parts if part), 100).replace("$", r"\$")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

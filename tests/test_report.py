@@ -50,6 +50,13 @@ def test_heldout_accuracy_is_drawn_before_along_and_after(tmp_path):
     assert report.heldout_points(tmp_path, summary, 10) == [(0, figures[0]), (5, figures[1]), (10, figures[2])]
 
 
+def test_a_title_shows_any_name_of_a_model(tmp_path):
+    """No formula is read between dollars, and a character that no font has does not stop the drawing."""
+    metrics(tmp_path, [1, 2])
+    (tmp_path / report.SUMMARY).write_text(json.dumps({"model": "a$\\b{$ \ud800 \x1b[31m"}))
+    assert report.draw_curve(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_line_cut_off_by_a_crash_is_left_out_and_a_broken_one_is_named(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "rew')
