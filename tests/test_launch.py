@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,6 +88,8 @@ def test_every_recipe_launches(path, tmp_path, short, gsm8k_folder, small_chat_m
         overrides += ["--gradient_accumulation_steps", "2"] if "gradient_accumulation_steps" in path.read_text() else []
         data = gsm8k_folder if "gsm8k" in path.stem else "generated"
         overrides += ["--dataset_path", data, "--train_size", "15"]
+    if path.stem == "gsm8k_vllm" and find_spec("vllm") is None:
+        overrides += ["--use_vllm", "false"]
     start(BIN / "accelerate", "launch", path, *overrides, cwd=tmp_path)
     assert summary_of(tmp_path / "out")["steps"] == 2
 

@@ -86,12 +86,12 @@ def test_measuring_runs_real_steps_in_a_child_process(capsys, small_argv, monkey
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--use_vllm", "true"], "use_vllm"),
         (["--gradient_accumulation_steps", "1000000"], "4000000 completions at once; up to 16384"),
         (
             ["--heldout_batch_size", "1000000", "--heldout_size", "8"],
             "heldout_batch_size is 1000000 completions at once",
         ),
+        (["--use_vllm", "true", "--vllm_mode", "colocate", "--measure"], "--measure does not run vLLM"),
         (["--vrma", "4"], "vrma is not a field of a recipe; did you mean vram?"),
         (["--model_name_or_path", "Qwen/Qwen2.5-0.5"], "without the hub if you mean Qwen/Qwen2.5-0.5B"),
         (["--max_completion_length", "600"], "exceed the context of 512 tokens"),

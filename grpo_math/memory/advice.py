@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from grpo_math.errors import ModelError, PredictionError, RecipeError
 from grpo_math.memory.predict import as_arguments, planned_recipe, predict
-from grpo_math.memory.results import GIB, OVERHEAD_BYTES, PHASES, Prediction, Suggestion, with_overhead
+from grpo_math.memory.results import GIB, OVERHEAD_BYTES, PHASES, Prediction, Suggestion
 from grpo_math.memory.shapes import model_config
 from grpo_math.recipe import Recipe
 
@@ -150,9 +150,6 @@ def suggest(
     if vram * GIB <= OVERHEAD_BYTES:
         return []
 
-    def too_large(predicted: Prediction) -> set[str]:
-        return {phase for phase, peak in predicted.peaks.items() if with_overhead(peak) > vram * GIB}
-
     def attempt(cost: str, overrides: dict[str, Any]) -> Suggestion | None:
         progress(" ".join(as_arguments(overrides)))
         try:
@@ -163,14 +160,14 @@ def suggest(
     def combine(chosen: list[MemorySaving]) -> list[Suggestion]:
         together = Suggestion("", {}, prediction)
         for saving in chosen:
-            helped = too_large(together.prediction) & saving.phases
+            helped = together.prediction.too_large(vram) & saving.phases
             best = together
             for level in saving.levels if helped else []:
                 cost = "; ".join(filter(None, (together.cost, saving.cost)))
                 tried = attempt(cost, {**together.changes, **level})
                 if tried is not None and tried.prediction.peak <= best.prediction.peak:
                     best = tried
-                    if not too_large(tried.prediction) & helped:
+                    if not tried.prediction.too_large(vram) & helped:
                         break
             together = best
             if together.prediction.fits(vram):
@@ -181,11 +178,11 @@ def suggest(
     # begins to accumulate gradients, which then lie beside the activations
     certain = {"load", "optimizer"} | ({"training"} if recipe.training.gradient_accumulation_steps > 1 else set())
     least = attempt("", {k: v for saving in savings if saving.phases & certain for k, v in saving.levels[-1].items()})
-    if least is not None and too_large(least.prediction) & certain:
+    if least is not None and least.prediction.too_large(vram) & certain:
         return []
     alone: dict[bool, list[Suggestion]] = {True: [], False: []}
     for saving in savings:
-        if too_large(prediction) <= saving.phases:
+        if prediction.too_large(vram) <= saving.phases:
             tried = (attempt(saving.cost, level) for level in saving.levels)
             alone[saving.same_gradient] += itertools.islice((t for t in tried if t and t.prediction.fits(vram)), 1)
     exact = alone[True] or combine([saving for saving in savings if saving.same_gradient])

@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from grpo_math.errors import PredictionError
 from grpo_math.memory.advice import solve, suggest
 from grpo_math.memory.device import available_vram
 from grpo_math.memory.measure import measure
@@ -108,6 +109,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     vram, source = (args.vram, "--vram") if args.vram is not None else available_vram()
     with _progress(f"Running one step of {path} on fake tensors ..."):
         prediction = predict(path, overrides, args.prompt_length)
+    if args.measure and prediction.vllm is not None:
+        raise PredictionError("--measure does not run vLLM. Measure with --use_vllm false, or watch nvidia-smi in a run.")
     fits = prediction.fits(vram)
     show(console, path, prediction, vram, source)
     answer = {**prediction.as_dict(), "vram_gib": vram, "fits": fits}
@@ -124,6 +127,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             micro_batch, completion = solve(path, overrides, prediction.prompt_length, vram, progress)
         answer["largest"] = _as_json([found for found in (micro_batch, completion) if found is not None])
         show_solved(console, vram, micro_batch, completion)
+    if args.measure and prediction.vllm is not None:
+        raise PredictionError(
+            "--measure does not run vLLM. Measure with --use_vllm false, or watch nvidia-smi in a run."
+        )
     if args.measure:
         import torch
 
@@ -208,12 +215,28 @@ def show(console: Console, path: str | Path, prediction: Prediction, vram: float
             f"{gib(prediction.paged)} GiB of paged optimizer states come on top. CUDA moves them to the host when the card "
             "is full."
         )
+    if prediction.vllm is not None:
+        show_vllm(console, prediction, vram)
+    at_least = "" if prediction.vllm is None else "at least "
     verdict = "fits" if prediction.fits(vram) else "does not fit"
     console.print(
-        f"[bold]Predicted peak {gib(prediction.total)} GiB: {verdict}[/bold] in {vram:.2f} GiB ({source}). It is "
+        f"[bold]Predicted peak {at_least}{gib(prediction.total)} GiB: {verdict}[/bold] in {vram:.2f} GiB ({source}). It is "
         f"{prediction.peak / divisor:.2f} {unit} in {prediction.phase} x {OVERHEAD_FACTOR} for fragmentation + "
         f"{gib(OVERHEAD_BYTES)} GiB for the CUDA context and libraries."
     )
+
+
+def show_vllm(console: Console, prediction: Prediction, vram: float) -> None:
+    """Prints what of the figures is vLLM's, and what it takes of the card."""
+    vllm = prediction.vllm
+    console.print(
+        f"vLLM is not run here. Its part is a lower bound: {gib(vllm.weights)} GiB for its copy of the weights and "
+        f"{gib(vllm.cache)} GiB for the cache of one completion. vllm_gpu_memory_utilization: {vllm.utilization:g} gives it "
+        f"{gib(vllm.held(vram))} GiB of {vram:.2f}, "
+        + ("which it gives back while the policy trains." if vllm.sleeps else "also while the policy trains.")
+    )
+    if vllm.held(vram) < vllm.least:
+        console.print("[bold]That is too little for vLLM to start.[/bold] Raise vllm_gpu_memory_utilization.")
 
 
 def show_suggestions(console: Console, title: str, suggestions: Sequence[Suggestion], prefix: str = "Cost: ") -> None:

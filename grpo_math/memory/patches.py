@@ -267,6 +267,7 @@ def generate_full_length(
     during: Callable[[str], contextlib.AbstractContextManager],
     make_prompts: Callable[[int], list[list[int]]],
     fake_tensors: bool,
+    generates: bool = True,
 ) -> None:
     """
     Replaces methods of a trainer so that it generates completions of full length, and marks generation and scoring.
@@ -277,6 +278,7 @@ def generate_full_length(
         during: The context of a phase.
         make_prompts: Number of rows -> token ids of so many prompts, used in place of the tokenized ones.
         fake_tensors: Whether the generation runs on fakes and stops after two forward passes.
+        generates: False where something else generates (vLLM): the phase then has what is live at its start.
     """
     length = trainer.max_completion_length
     generate, score = trainer._generate_single_turn, trainer._generate_and_score_completions
@@ -289,7 +291,9 @@ def generate_full_length(
     def generate_full(prompt_ids, *args, **kwargs):
         base.generation_config.eos_token_id = None  # `generate` falls back to the model's own configuration
         with during("generation"):
-            if fake_tensors:
+            if not generates:
+                pass
+            elif fake_tensors:
                 with two_forward_passes(trainer.model, tracker, length):
                     generate(prompt_ids, *args, **kwargs)
             else:

@@ -22,6 +22,7 @@ from grpo_math.errors import ModelError, PredictionError
 from grpo_math.memory.device import cublas_workspace, single_cpu_process
 from grpo_math.memory.results import Prediction, StepMemory
 from grpo_math.memory.shapes import longest_prompt, model_config
+from grpo_math.memory.vllm import add_to, shared_card
 from grpo_math.recipe import Recipe, load_recipe, parse_overrides
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,6 @@ def planned_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
         recipe = load_recipe(path, overrides, planned=True)
     args, model = recipe.training, recipe.model
     uncovered = {
-        "use_vllm: true": args.use_vllm,
         "use_transformers_continuous_batching: true": args.use_transformers_continuous_batching,
         f"cache_implementation: {args.cache_implementation}": args.cache_implementation,
         "load_in_8bit: true": model.load_in_8bit,
@@ -145,9 +145,14 @@ def predict(
         workspace = cublas_workspace()
     with single_cpu_process():
         step = _run(path, recipe, config, prompt_length, workspace)
+        vllm = shared_card(recipe, config, prompt_length)
+    if vllm is not None:
+        step = add_to(step, vllm)
     found = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
     name = recipe.model.model_name_or_path or ""
-    return Prediction(**found, model=name, prompt_length=prompt_length, prompt_source=source, overrides=dict(changes))
+    return Prediction(
+        **found, model=name, prompt_length=prompt_length, prompt_source=source, overrides=dict(changes), vllm=vllm
+    )
 
 
 def _run(path: str | Path, recipe: Recipe, config: Any, prompt_length: int, workspace: int) -> StepMemory:

@@ -62,12 +62,14 @@ class Prediction(StepMemory):
         prompt_length: Tokens of the longest prompt.
         prompt_source: Where `prompt_length` comes from.
         overrides: Fields that were changed.
+        vllm: vLLM on the same card (`memory.vllm.SharedCard`); the peaks hold the least that it needs.
     """
 
     model: str
     prompt_length: int
     prompt_source: str
     overrides: dict[str, Any]
+    vllm: Any = None
 
     @property
     def total(self) -> int:
@@ -76,11 +78,20 @@ class Prediction(StepMemory):
 
     def fits(self, vram: float) -> bool:
         """Whether a card with `vram` GiB is enough."""
-        return self.total <= vram * GIB
+        return not self.too_large(vram)
+
+    def too_large(self, vram: float) -> set[str]:
+        """The phases that do not fit into `vram` GiB, with all that vLLM takes of such a card."""
+        needed = dict(self.peaks)
+        if self.vllm is not None:
+            more = max(self.vllm.held(vram) - self.vllm.least, 0)
+            needed |= {phase: needed[phase] + more for phase in self.vllm.phases(needed)}
+        return {phase for phase, peak in needed.items() if with_overhead(peak) > vram * GIB}
 
     def as_dict(self) -> dict:
         """The attributes and the totals, for JSON."""
-        return {**dataclasses.asdict(self), "phase": self.phase, "peak": self.peak, "total": self.total}
+        vllm = self.vllm and self.vllm._asdict()
+        return {**dataclasses.asdict(self), "vllm": vllm, "phase": self.phase, "peak": self.peak, "total": self.total}
 
 
 @dataclasses.dataclass

@@ -169,7 +169,7 @@ def run_one_step(
         for name in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(name)
         _label_weights(tracker, trainer)
-        _train(trainer, tracker, during, prompt_length, fake_tensors)
+        _train(trainer, tracker, during, prompt_length, fake_tensors, generates=not recipe.training.use_vllm)
         if task.heldout_size:
             with during("held-out"), torch.no_grad():
                 _generate_heldout(trainer, tracker, prompt_length, task.heldout_batch_size, fake_tensors)
@@ -222,6 +222,7 @@ def _worst_case(args: Any) -> None:
     for name in ("skip_zero_advantage", "trim_padding", "sort_by_length", "compact_lm_head"):
         setattr(args, name, False)
     args.dynamic_sampling, args.train_rows, args.reward_weights = 0, 0, None
+    args.use_vllm = False  # `memory.vllm` adds its part
 
 
 def _build_and_follow(
@@ -332,7 +333,9 @@ def _second_micro_batch(micro_batches: int, generate_every: int) -> tuple[int, i
     return micro_batches - 1, 0
 
 
-def _train(trainer: Any, tracker: Tracker, during: Phase, prompt_length: int, fake_tensors: bool) -> None:
+def _train(
+    trainer: Any, tracker: Tracker, during: Phase, prompt_length: int, fake_tensors: bool, generates: bool
+) -> None:
     """`trainer.train()` with marked phases, prompts and completions of full length, and two micro-batches a step."""
     args, group = trainer.args, trainer.num_generations
     vocabulary = vocabulary_size(trainer.accelerator.unwrap_model(trainer.model))
@@ -343,7 +346,7 @@ def _train(trainer: Any, tracker: Tracker, during: Phase, prompt_length: int, fa
     second, first_step = _second_micro_batch(
         args.gradient_accumulation_steps, args.steps_per_generation * args.num_iterations
     )
-    patches.generate_full_length(trainer, tracker, during, prompts, fake_tensors)
+    patches.generate_full_length(trainer, tracker, during, prompts, fake_tensors, generates)
     patches.run_two_micro_batches(trainer, during, second, first_step)
     with tracker.during("training"):  # what lies between the phases
         trainer.train()
