@@ -110,7 +110,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     with _progress(f"Running one step of {path} on fake tensors ..."):
         prediction = predict(path, overrides, args.prompt_length)
     if args.measure and prediction.vllm is not None:
-        raise PredictionError("--measure does not run vLLM. Measure with --use_vllm false, or watch nvidia-smi in a run.")
+        raise PredictionError(
+            "--measure does not run vLLM. Measure with --use_vllm false, or watch nvidia-smi in a run."
+        )
     fits = prediction.fits(vram)
     show(console, path, prediction, vram, source)
     answer = {**prediction.as_dict(), "vram_gib": vram, "fits": fits}
