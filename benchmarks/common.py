@@ -52,6 +52,7 @@ def make_trainer(
     tokenizer,
     out: Path,
     callbacks: Sequence[TrainerCallback] = (),
+    rollout_func: Callable | None = None,
     **options,
 ) -> GRPOTrainer:
     """TRL's trainer or ours on a CPU, with `options` of its config; float32 if they do not say `bf16`, saving nothing."""
@@ -59,7 +60,15 @@ def make_trainer(
     quiet = {"report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
     on_cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
     args = config(output_dir=str(out), **(quiet | on_cpu | options))
-    made = trainer(model, reward, args, Dataset.from_list(rows), processing_class=tokenizer, callbacks=list(callbacks))
+    made = trainer(
+        model,
+        reward,
+        args,
+        Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+        rollout_func=rollout_func,
+    )
     made.remove_callback(PrinterCallback)
     return made
 

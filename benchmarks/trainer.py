@@ -1,8 +1,9 @@
-"""Whole training steps on a CPU: ours against stock TRL in one run, with a stock-against-stock line for the noise.
+"""Ours against stock TRL on a CPU in one run, with stock-against-stock lines for the noise: steps, passes and gradients.
 
 SmolLM2-135M-Instruct, full fine-tuning with AdamW, default options of either trainer. Every round runs stock, ours and
 stock again on the same prompts from the same weights and seed (in alternating order) and measures one optimizer step
 from sampling to the weight update: CPU seconds and wall-clock time. A ratio is stock's time over ours in one round.
+Forward and backward of identical completions, and gradients, are measured in `forward_backward.py`.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from benchmarks import common
+from benchmarks import common, forward_backward
 from grpo_math.tasks import load_problems
 from grpo_math.tasks.base import TaskConfig
 
@@ -31,14 +32,14 @@ class Case:
     dead: bool  # whether every second group has equal rewards
     max_completion_length: int
     fixed_length: bool = False
-    groups: int = 4
-    num_generations: int = 4
+    groups: int = 2
+    num_generations: int = 8
     micro: int = 8
 
 
 CASES = {
-    "half_dead": Case("half of the groups dead, GSM8K prompts, completions of at most 48 tokens", True, 48),
-    "real_lengths": Case("none dead, GSM8K prompts, sampled completions of at most 128 tokens", False, 128),
+    "half_dead": Case("half of the groups dead, GSM8K prompts, sampled completions of at most 200 tokens", True, 200),
+    "real_lengths": Case("none dead, GSM8K prompts, sampled completions of at most 200 tokens", False, 200),
     "nothing": Case(
         "nothing to save: none dead, prompts of 4 and completions of 32 tokens throughout", False, 32, True
     ),
@@ -114,27 +115,22 @@ def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool
     }
 
 
-def measure(names: list[str], rounds: int, bf16: bool) -> dict[str, list[dict]]:
+def measure(names: list[str], rounds: int, bf16: bool, model, tokenizer, out: Path) -> dict[str, list[dict]]:
     """All rounds of all cases; each round maps contender to its figures."""
     found = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary)
-        folder = common.smollm2_folder(out)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        for name in names:
-            case = CASES[name]
-            # The first step of a process is slower
-            step(False, replace(case, max_completion_length=16), model, tokenizer, 0, bf16, out)
-            found[name] = []
-            for number in range(rounds):
-                run = {
-                    contender: step(contender == "ours", case, model, tokenizer, number, bf16, out)
-                    for contender in ORDERS[number % 2]
-                }
-                found[name].append(run)
-                ratio = run["stock"]["cpu"] / run["ours"]["cpu"]
-                print(f"{name}, round {number + 1}: x{ratio:.2f}", flush=True)
+    for name in names:
+        case = CASES[name]
+        # The first step of a process is slower
+        step(False, replace(case, max_completion_length=16), model, tokenizer, 0, bf16, out)
+        found[name] = []
+        for number in range(rounds):
+            run = {
+                contender: step(contender == "ours", case, model, tokenizer, number, bf16, out)
+                for contender in ORDERS[number % 2]
+            }
+            found[name].append(run)
+            ratio = run["stock"]["cpu"] / run["ours"]["cpu"]
+            print(f"{name}, round {number + 1}: x{ratio:.2f}", flush=True)
     return found
 
 
@@ -159,8 +155,9 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
     header += ["sampling", "forward, backward, update", "mean length"]
     rounds = len(next(iter(found.values())))
     sample = CASES[next(iter(found))]
-    text = ["# Whole steps: ours against stock TRL", "", common.machine_line(), ""]
-    text += [
+    text = [
+        "## Whole steps",
+        "",
         f"SmolLM2-135M-Instruct, full fine-tuning, {'bf16 autocast' if bf16 else 'float32'}, loss `dapo`, beta 0, "
         f"{sample.groups * sample.num_generations} rows in micro-batches of {sample.micro}, {sample.num_generations} "
         f"completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock.",
@@ -172,11 +169,26 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks trainer", description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--float32", action="store_true", help="float32 instead of bf16 autocast")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="of the whole steps")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--float32", action="store_true", help="whole steps in float32 instead of bf16 autocast")
+    parser.add_argument("--steps_only", action="store_true", help="whole steps alone")
     args = parser.parse_args(argv)
-    found = measure(args.cases, args.rounds, not args.float32)
-    name = "trainer" if args.cases == list(CASES) else "trainer_" + "_".join(args.cases)
-    common.save(name, report(found, not args.float32), {"bf16": not args.float32, "rounds": found})
+    data, text = {}, ["# Ours against stock TRL", "", common.machine_line()]
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        folder = common.smollm2_folder(out)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        if not args.steps_only:
+            data["forward_backward"] = forward_backward.measure_time(model, tokenizer, out, args.rounds)
+            data["gradients"] = forward_backward.measure_gradients(model, tokenizer, out)
+            text += ["", forward_backward.report(data["forward_backward"], data["gradients"])]
+        if args.cases:
+            found = measure(args.cases, args.rounds, not args.float32, model, tokenizer, out)
+            data |= {"bf16": not args.float32, "rounds": found}
+            text += ["", report(found, not args.float32)]
+    whole = args.cases == list(CASES) and not args.steps_only
+    name = "trainer" if whole else "trainer_" + "_".join(args.cases or ["forward_backward"])
+    common.save(name, "\n".join(text), data)
     return 0
