@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(args, "recipe"):
             from grpo_math.recipe import check_spelling
 
-            check_spelling(args.recipe, overrides)  # at once, before seconds of imports
+            check_spelling(
+                args.recipe, overrides, vars(args).keys() - {"recipe", "run"}
+            )  # at once, before seconds of imports
         code = args.run(args, overrides)
         sys.stdout.flush()  # a closed pipe is found here, and not when Python exits
         return code

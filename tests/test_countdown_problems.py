@@ -153,8 +153,8 @@ def test_there_are_no_more_problems_than_the_bound_says(operands, smallest, larg
 
 @pytest.mark.parametrize(("delay", "shown"), [(0, True), (60, False)])
 def test_only_a_long_generation_shows_its_progress(monkeypatch, capsys, delay, shown):
-    bar = countdown_problems.tqdm
-    monkeypatch.setattr(countdown_problems, "tqdm", lambda *args, **kwargs: bar(*args, **{**kwargs, "delay": delay}))
+    bar, there = countdown_problems.tqdm, {"delay": delay, "disable": False}  # as in a terminal
+    monkeypatch.setattr(countdown_problems, "tqdm", lambda *args, **kwargs: bar(*args, **{**kwargs, **there}))
     countdown.load_rows(generated(train_size=3, heldout_size=0))
     assert ("generating problems" in capsys.readouterr().err) == shown
 

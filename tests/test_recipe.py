@@ -356,7 +356,7 @@ def test_fields_of_an_adapter_beside_a_saved_one_are_refused_from_the_command_li
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "builtin/countdown-tiny"}')
     words = ["--model_name_or_path", str(folder)]
-    assert load_recipe(ROOT / "recipes" / "gsm8k.yaml", words).model.lora_r == 16  # the recipe's own may stand
+    assert load_recipe(ROOT / "recipes" / "gsm8k.yaml", words).model.lora_r == 32  # the recipe's own may stand
     load_recipe(ROOT / "recipes" / "gsm8k.yaml", [*words, "--use_dora", "false"])  # asks for nothing
     with pytest.raises(RecipeError, match=r"command line: lora_r: 64 has no effect: .*adapter is a saved adapter"):
         load_recipe(ROOT / "recipes" / "gsm8k.yaml", [*words, "--lora_r", "64"])

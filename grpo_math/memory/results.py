@@ -90,8 +90,7 @@ class Prediction(StepMemory):
 
     def as_dict(self) -> dict:
         """The attributes and the totals, for JSON."""
-        vllm = self.vllm and self.vllm._asdict()
-        return {**dataclasses.asdict(self), "vllm": vllm, "phase": self.phase, "peak": self.peak, "total": self.total}
+        return {**dataclasses.asdict(self), "phase": self.phase, "peak": self.peak, "total": self.total}
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ trains. In server mode it has a card of its own.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from grpo_math.memory.results import GIB, StepMemory
 from grpo_math.recipe import Recipe
@@ -17,7 +17,8 @@ WEIGHT_BYTES = CACHE_BYTES = 2  # bfloat16 or float16
 CATEGORY = "vLLM, at least"
 
 
-class SharedCard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SharedCard:
     """
     vLLM on the card that trains.
 

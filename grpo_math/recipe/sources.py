@@ -18,7 +18,7 @@ import ast
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,13 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, Any]:
     return {name: "true" if not words else words[0] if len(words) == 1 else words for name, words in overrides.items()}
 
 
-def check_spelling(path: str | Path, argv: Sequence[str] = ()) -> None:
+def check_spelling(path: str | Path, argv: Sequence[str] = (), options: Collection[str] = ()) -> None:
     """Reads the recipe and checks names, choices and the task's values, its own and the overrides', without importing torch.
+
+    Args:
+        path: The recipe.
+        argv: Overrides from the command line.
+        options: The command's own, one of which may have been meant.
 
     Raises:
         RecipeError: for a recipe that cannot be read, a name that no field has, a field that is given twice, a value that
@@ -100,7 +105,7 @@ def check_spelling(path: str | Path, argv: Sequence[str] = ()) -> None:
     given = {name: words[0] if len(words) == 1 else words for name, words in overrides.items()}
     for source, place, from_text in ((values, str(path), False), (given, COMMAND_LINE, True)):
         for name, value in source.items():
-            check_name(name, place, known)
+            check_name(name, place, known.union(options) if from_text else known)
             if value == []:  # a switch, or what is missing is said later
                 continue
             if name in light:
