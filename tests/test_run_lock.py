@@ -104,6 +104,15 @@ def test_an_error_that_is_not_the_disks_is_not_hidden(tiny_recipe, tmp_path, sho
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP is not ignored, as it would be where the tests themselves run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_measuring_ends_with_a_word_and_the_exit_code(
     tiny_recipe, tmp_path, short, monkeypatch, capsys, number
@@ -126,6 +135,7 @@ def test_a_run_under_nohup_outlives_its_terminal():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_during_training_ends_it_with_a_checkpoint(tiny_recipe, tmp_path, monkeypatch, number):
     step = GRPOMathTrainer.training_step
