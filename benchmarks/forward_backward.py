@@ -8,6 +8,7 @@ accumulated gradient.
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import statistics
 import time
@@ -42,6 +43,7 @@ class Batch:
         shots: Solved examples before each question.
         dead: Whether every second group has equal rewards.
         longest: Completions are cut to so many tokens.
+        checkpointing: Whether both trainers recompute activations; without it stock needs over 20 GB for long prompts.
     """
 
     groups: int = 2
@@ -50,12 +52,13 @@ class Batch:
     shots: int = 0
     dead: bool = False
     longest: int | None = None
+    checkpointing: bool = False
 
 
 CASES = {
     "real lengths, nothing dead": Batch(),
     "real lengths, half of the groups dead": Batch(dead=True),
-    f"{SHOTS}-shot prompt, nothing dead": Batch(shots=SHOTS),
+    f"{SHOTS}-shot prompt, nothing dead, gradient checkpointing": Batch(shots=SHOTS, checkpointing=True),
 }
 # For gradients, not for time
 SMALL = Batch(group=4, micro=4, longest=32)
@@ -84,10 +87,10 @@ class _Watch(TrainerCallback):
 
 
 def texts(batch: Batch, tokenizer: Any) -> list[tuple[str, list[str]]]:
-    """Prompts of the default style with the gold solutions of as many other problems as a group has completions."""
+    """Prompts as in recipes/gsm8k.yaml with the gold solutions of as many other problems as a group has completions."""
     size = batch.group + 1
     needed = batch.groups * size
-    task = TaskConfig(task="gsm8k", train_size=needed, heldout_size=1, fewshot=batch.shots)
+    task = TaskConfig(task="gsm8k", train_size=needed, heldout_size=1, fewshot=batch.shots, prompt_style="hash")
     prompts = [
         tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
         for row in load_problems(task).train
@@ -147,6 +150,7 @@ def one_step(contender: str, batch: Batch, model: torch.nn.Module, tokenizer: An
         "learning_rate": 0.0,
         "optim": "sgd",
         "shuffle_dataset": False,
+        "gradient_checkpointing": batch.checkpointing,
     } | options
     trainer = common.make_trainer(
         ours, model, common.half_dead_reward, rows, tokenizer, out, [watch], rollout_func=give, **arguments
@@ -154,7 +158,10 @@ def one_step(contender: str, batch: Batch, model: torch.nn.Module, tokenizer: An
     base = model.get_base_model() if adapter is not None else model
     with _counted(base) as positions:
         trainer.train()
-    return Step(watch.cpu, watch.wall, sum(positions), watch.gradient)
+    step = Step(watch.cpu, watch.wall, sum(positions), watch.gradient)
+    del trainer, model, base, watch
+    gc.collect()  # trainers refer to themselves, and the next one needs the memory
+    return step
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
