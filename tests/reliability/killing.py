@@ -109,6 +109,28 @@ def finish(folder, words):
     return ended(train(folder, words)) if code == 2 else code
 
 
+def kill_after(share, folder, words, seconds):
+    """Kills a run after that share of the seconds that a whole one takes; its exit code and those seconds.
+
+    Where the run was over before that, the seconds were those of a busier moment: they become its own, and the kill is
+    tried again.
+    """
+    while True:
+        started = time.monotonic()
+        child = train(folder, words)
+        while time.monotonic() < started + share * seconds and not os.waitid(
+            os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        ):
+            time.sleep(0.002)
+        took = time.monotonic() - started
+        os.kill(child, signal.SIGKILL)
+        code = ended(child)
+        if code:
+            return code, seconds
+        seconds = took
+        shutil.rmtree(folder)
+
+
 def result_of(folder):
     """What a run leaves, without what is measured of the machine: times, memory."""
     import torch
@@ -169,10 +191,7 @@ def main(folder, mode, *rest):
         if mode == "writes":
             code = ended(train(killed, words, at=int(point)))
         else:
-            child = train(killed, words)
-            time.sleep(float(point) * seconds)
-            os.kill(child, signal.SIGKILL)
-            code = ended(child)
+            code, seconds = kill_after(float(point), killed, words, seconds)
         found["killed"] += code == -signal.SIGKILL
         code = finish(killed, words)
         wrong = f"exit code {code}" if code else difference(expected, result_of(killed))

@@ -51,4 +51,4 @@ def test_a_run_that_is_killed_at_random_moments_ends_like_one_left_alone(tmp_pat
     draw = random.Random(variant)
     found = kill(tmp_path, "moments", [round(draw.uniform(0.1, 0.95), 3) for _ in range(4)], VARIANTS[variant])
     assert found["differences"] == {}
-    assert found["killed"] >= 2  # the others came after the end
+    assert found["killed"] == 4
