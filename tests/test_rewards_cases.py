@@ -13,14 +13,20 @@ from reward_texts import read_jsonl
 from grpo_math.rewards import get_countdown_accuracy, gsm8k_accuracy
 
 CASES = Path(__file__).parent / "reward_cases"
+WRONGLY_PAID = ["label228"]  # Answer: 60\nCorrection: 52
+WRONGLY_REFUSED = [
+    *("box262", "box263", "hash061", "hash104", "hash230", "hash235"),
+    *("label035", "phrase091", "phrase108", "phrase220", "phrase248"),
+]
 GSM8K = [case for path in sorted(CASES.glob("gsm8k_*.jsonl")) for case in read_jsonl(path)]
 
 
 def test_gsm8k_accuracy_agrees_with_the_labelled_cases():
     paid = gsm8k_accuracy([case["completion"] for case in GSM8K], answer=[case["gold"] for case in GSM8K])
-    wrong = [(case["id"], p) for case, p in zip(GSM8K, paid, strict=True) if p != case["label"]]
-    assert len(wrong) <= 0.02 * len(GSM8K), wrong
-    assert not any(p for _, p in wrong), wrong
+    misread = [case for case, p in zip(GSM8K, paid, strict=True) if p != case["label"]]
+    assert sorted(case["id"] for case in misread if not case["label"]) == WRONGLY_PAID
+    assert sorted(case["id"] for case in misread if case["label"]) == WRONGLY_REFUSED
+    assert len(WRONGLY_REFUSED) < 0.02 * len(GSM8K)
 
 
 def test_countdown_accuracy_agrees_with_the_labelled_cases():

@@ -158,6 +158,7 @@ _STATEMENT = re.compile(
 _LEAD = r"""[\s\#>*_"'-]{0,12}(?:(?:so|thus|hence|therefore|and|or|the|my|final|correct)[\s,_]{1,3}){0,4}\Z"""
 _LINE_START = re.compile(rf"(?:\A|\n){_LEAD}", re.I)
 _SENTENCE_START = re.compile(rf"""(?:\A|[\n.!?:;{{}}()\[>/]|,\s?(?=["'])){_LEAD}""", re.I)
+_LABEL_START = re.compile(rf"{_SENTENCE_START.pattern}|\bfinal \Z", re.I)  # "Our final answer: 18"
 # The writer does not claim such an answer: "some say that the answer is 18".
 _DISTANCED = re.compile(
     r"""\b(?: (?:some|people|others|many|they|someone|anyone)\b [^.!?,;\n]{0,24}
@@ -179,7 +180,7 @@ def _statement_at(text: str, at: int) -> Marker | None:
     if kind == "phrase":
         if _DISTANCED.search(text, max(0, at - 80), at):
             return None
-    elif not (_LINE_START if kind == "heading" else _SENTENCE_START).search(text, before, at):
+    elif not (_LINE_START if kind == "heading" else _LABEL_START).search(text, before, at):
         return None
     form = "phrase" if kind == "phrase" else "a_colon"
     return Marker(form, at, statement.end(), len(text), len(text), False)

@@ -12,11 +12,11 @@ JOINERS = OR_WORDS | _words("and to but either")
 # May stand between a marker and its number: "the answer is exactly 18".
 FILLERS = _words(
     "a the of is are be it that total just simply only exactly about approximately around roughly nearly almost "
-    "therefore thus then so hence clearly now indeed actually still probably likely equals at donc also final could"
+    "therefore thus then so hence clearly now indeed actually still probably likely equals at donc also could"
 )
 # May stand between a joining word and the next marker: "18, or so the answer is 20".
 LEAD_INS = _words("a so thus therefore hence then finally the my final correct answer result is that it maybe")
-NEGATIONS = _words("not no never isn't cannot without")
+NEGATIONS = _words("not never isn't cannot without")
 # The number is a limit and not the value: "at least 18".
 BOUNDS = _words("less more fewer greater larger least most up under over below above between within")
 # State that there is no number: "the answer is unknown".
