@@ -1,9 +1,9 @@
 """Predicted GPU memory of every recipe: `grpo-math memory RECIPE --vram 8 --json`, as a table.
 
-    python -m benchmarks predicted
+    python -m benchmarks predicted [RECIPE ...]
 
-writes `results/predicted.md` and `.json`. It needs no GPU and no weights. The README and the recipes' headers quote
-the table. `python -m benchmarks memory` compares predictions with real CPU steps.
+writes `results/predicted.md` and `.json`, or anew only the named recipes in them. It needs no GPU and no weights. The
+README and the recipes' headers quote the table. `python -m benchmarks memory` compares predictions with real CPU steps.
 """
 
 import argparse
@@ -97,13 +97,22 @@ def report(found: dict[str, dict], too_large: dict) -> str:
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(prog="python -m benchmarks predicted", description=__doc__.splitlines()[0]).parse_args(argv)
+    names = sorted(path.name for path in RECIPES.glob("*.yaml"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks predicted", description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="file names; the other recipes keep their figures")
+    chosen = parser.parse_args(argv).recipes
+    if unknown := sorted(set(chosen) - set(names)):
+        parser.error(f"RECIPE: {', '.join(unknown)} not in {RECIPES}; there are {', '.join(names)}")
+    kept = json.loads((common.RESULTS / "predicted.json").read_text(encoding="utf-8")) if chosen else {"recipes": {}}
     found = {}
-    for recipe in sorted(RECIPES.glob("*.yaml")):
-        found[recipe.name] = predict(recipe)
-        print(f"{recipe.name}: {gib(found[recipe.name]['total'])} GiB", file=sys.stderr, flush=True)
+    for name in names:
+        if name in chosen or name not in kept["recipes"]:
+            found[name] = predict(RECIPES / name)
+            print(f"{name}: {gib(found[name]['total'])} GiB", file=sys.stderr, flush=True)
+        else:
+            found[name] = kept["recipes"][name]
     recipe, overrides = TOO_LARGE
-    too_large = predict(RECIPES / recipe, overrides)
+    too_large = kept["too_large"] if chosen and recipe not in chosen else predict(RECIPES / recipe, overrides)
     data = {"recipes": found, "too_large": {"recipe": recipe, "arguments": overrides, **too_large}}
     common.save("predicted", report(found, too_large), data)
     return 0
