@@ -1,4 +1,4 @@
-"""Two processes: a killed one ends the other, and a run that is killed and resumed ends like one left alone."""
+"""Two processes: they train as one does; a killed one ends the other, and the resumed run ends like one left alone."""
 
 import contextlib
 import os
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import LOCAL_DATA, ROOT
 from killing import WORDS, difference, result_of
 
@@ -64,3 +65,33 @@ def test_a_killed_worker_ends_the_other_and_the_resumed_run_ends_like_one_left_a
     process = launch(killed, "--resume_from_checkpoint", "true")
     assert process.wait(timeout=400) == 0, (tmp_path / "killed.log").read_text()[-2000:]
     assert difference(whole, result_of(killed)) is None
+
+
+# Not bnpo, which is another loss for each division of the rows into micro-batches
+LOSS_TYPES = ["grpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
+
+
+def test_two_processes_have_the_gradients_and_weights_of_one_with_every_saving_on(tmp_path):
+    script = Path(__file__).with_name("equal_on_processes.py")
+    places = [ROOT, ROOT / "tests", os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    launch_two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    results = []
+    for name, launcher in (("one", []), ("two", launch_two)):
+        command = [sys.executable, *launcher, script, tmp_path / name, *LOSS_TYPES]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(tmp_path / name))
+    for loss_type in LOSS_TYPES:
+        one, two = (result[loss_type] for result in results)
+        assert (one["processes"], two["processes"]) == (1, 2)
+        assert one["completions"] == two["completions"], loss_type
+        # Both processes run as many rows as the one that has more to run
+        assert all(0 <= a - b <= 1 for a, b in zip(one["skipped_rows"], two["skipped_rows"], strict=True)), loss_type
+        assert min(two["skipped_rows"]) > 0
+        for a, b in zip([*one["gradients"], one["weights"]], [*two["gradients"], two["weights"]], strict=True):
+            assert (a - b).norm() <= 1e-5 * a.norm(), loss_type
