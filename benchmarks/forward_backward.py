@@ -222,8 +222,8 @@ def measure_gradients(model: torch.nn.Module, tokenizer: Any, out: Path) -> list
     return found
 
 
-def report(timed: list[dict], gradients: list[dict]) -> str:
-    """The two tables as Markdown."""
+def report_time(timed: list[dict]) -> str:
+    """The passes as Markdown."""
     rows = []
     for name in CASES:
         of = {who: [f for f in timed if f["case"] == name and f["contender"] == who] for who in (*CONTENDERS, NO_HEAD)}
@@ -241,8 +241,6 @@ def report(timed: list[dict], gradients: list[dict]) -> str:
         rows.append([name, *ratios, seconds, positions, f"{worst:.1e}"])
     header = ["case", "ours", "stock again (noise)", "ours without the compact LM head", "CPU s, stock / ours"]
     header += ["positions, stock / ours", "gradient, relative L2"]
-    float32 = [[f["setting"], f"{f['ours']:.1e}"] for f in gradients if f["precision"] == "float32"]
-    (bf16,) = (f for f in gradients if f["precision"] != "float32")
     return "\n".join(
         [
             "## Forward and backward of identical batches",
@@ -251,7 +249,16 @@ def report(timed: list[dict], gradients: list[dict]) -> str:
             "solutions each, micro-batches of eight rows. CPU seconds of stock TRL over ours, above 1 is faster.",
             "",
             common.table(header, rows),
-            "",
+        ]
+    )
+
+
+def report_gradients(gradients: list[dict]) -> str:
+    """The gradients as Markdown."""
+    float32 = [[f["setting"], f"{f['ours']:.1e}"] for f in gradients if f["precision"] == "float32"]
+    (bf16,) = (f for f in gradients if f["precision"] != "float32")
+    return "\n".join(
+        [
             "## Gradients against stock TRL",
             "",
             "The same model, two prompts with four completions of at most 33 tokens. Relative L2 difference of the "

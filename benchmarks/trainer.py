@@ -8,6 +8,7 @@ Forward and backward of identical completions, and gradients, are measured in `f
 
 import argparse
 import copy
+import json
 import statistics
 import tempfile
 import time
@@ -21,6 +22,7 @@ from benchmarks import common, forward_backward
 from grpo_math.tasks import load_problems
 from grpo_math.tasks.base import TaskConfig
 
+PARTS = ("passes", "gradients", "steps")
 ORDERS = (("stock", "ours", "stock again"), ("stock again", "ours", "stock"))
 
 
@@ -167,28 +169,47 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
     return "\n".join(text)
 
 
+def page(data: dict) -> str:
+    """The parts that have been measured as one Markdown page; each names its machine."""
+    texts = {
+        "passes": lambda part: forward_backward.report_time(part["times"]),
+        "gradients": lambda part: forward_backward.report_gradients(part["differences"]),
+        "steps": lambda part: report(part["rounds"], part["bf16"]),
+    }
+    text = ["# Ours against stock TRL"]
+    for name in PARTS:
+        if name in data:
+            title, *rest = texts[name](data[name]).split("\n", 1)
+            text += ["", title, "", data[name]["machine"], *rest]
+    return "\n".join(text)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks trainer", description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="of the whole steps")
+    parser.add_argument(
+        "--parts", nargs="*", default=[*PARTS], choices=PARTS, help="the others keep their stored figures"
+    )
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="of the whole steps")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--float32", action="store_true", help="whole steps in float32 instead of bf16 autocast")
-    parser.add_argument("--steps_only", action="store_true", help="whole steps alone")
     args = parser.parse_args(argv)
-    data, text = {}, ["# Ours against stock TRL", "", common.machine_line()]
+    stored = common.RESULTS / "trainer.json"
+    data = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() and len(args.parts) < len(PARTS) else {}
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         folder = common.smollm2_folder(out)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        if not args.steps_only:
-            data["forward_backward"] = forward_backward.measure_time(model, tokenizer, out, args.rounds)
-            data["gradients"] = forward_backward.measure_gradients(model, tokenizer, out)
-            text += ["", forward_backward.report(data["forward_backward"], data["gradients"])]
-        if args.cases:
-            found = measure(args.cases, args.rounds, not args.float32, model, tokenizer, out)
-            data |= {"bf16": not args.float32, "rounds": found}
-            text += ["", report(found, not args.float32)]
-    whole = args.cases == list(CASES) and not args.steps_only
-    name = "trainer" if whole else "trainer_" + "_".join(args.cases or ["forward_backward"])
-    common.save(name, "\n".join(text), data)
+        measures = {
+            "passes": lambda: {"times": forward_backward.measure_time(model, tokenizer, out, args.rounds)},
+            "gradients": lambda: {"differences": forward_backward.measure_gradients(model, tokenizer, out)},
+            "steps": lambda: {
+                "bf16": not args.float32,
+                "rounds": measure(args.cases, args.rounds, not args.float32, model, tokenizer, out),
+            },
+        }
+        for part in args.parts:
+            data[part] = {"machine": common.machine_line(), **measures[part]()}
+            # After each part, as each takes minutes
+            common.save("trainer", page(data), {name: data[name] for name in PARTS if name in data})
     return 0
