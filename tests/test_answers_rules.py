@@ -48,6 +48,8 @@ def test_numbers_in_words_are_read_in_every_layout():
         ("\\boxed{{\\{}{{36}}{{2}}}}", "frac dfrac tfrac cfrac", 18),
         ("\\boxed{{\\{}{{18 eggs}}}}", "text textbf textit textrm mathrm mathbf mathit mathsf mbox hbox", 18),
         ("\\boxed{{-\\{}{{\\$}}18}}", "boldsymbol underline emph text textbf textit textrm mathrm mathbf mathsf", -18),
+        ("\\boxed{{18 \\{}{{km}}{{h}}}}", "frac dfrac tfrac cfrac", 18),
+        ("\\boxed{{18\\{}\\text{{ eggs}}}}", ", ; : ! ( ) [ ] $ % & # _", 18),
         ("\\boxed{{1{}450}}", ", {,} ,\\! {,}\\! \\, _ '", 1450),
         ("#### 7{}2", "e e+ E", 700),
         ("#### 4 {} 8", "; | : & , or and", None),
@@ -100,6 +102,64 @@ def test_each_vulgar_fraction_is_its_value():
         ("#### 18 K", 18),
         ("#### 18\nFirst the eggs.\nThen the price.\nThen the sum.\n20", 18),
         ("<answer>16 - 7 = 9 and 9 * 2 = 18</answer>", 18),
+        ("#### 18 N", 18),
+        ("\\boxed{7.1.2 + 3}", None),
+        ("\\boxed{\\frac{7}{0} + 3}", None),
+        ("\\boxed{" + "9" * 260 + "^2}", None),
+        ("\\boxed{2^{64}}", 2**64),
+        ("\\boxed{2^{65}}", None),
+        ("\\boxed{0^2}", 0),
+        ("#### ½ dozen", 6),
+        ("#### 1.5 1/2", None),
+        ("#### 18 36/2", 18),
+        ("#### 18 3*8", None),
+        ("#### 18 1/0", None),
+        ("#### 18 " + "9" * 260 + "/3", None),
+        ("\\boxed{\\frac138}", None),
+        ("\\boxed{\\frac30}", None),
+        ("\\boxed{\\frac{3}8}", None),
+        ("\\boxed{\\frac{3}}", None),
+        ("#### \\frac{3", None),
+        ("\\boxed{\\frac{7/0}{5}}", None),
+        # parts
+        ("#### 18 =\n20", None),
+        ("<answer>where 18</answer>", 18),
+        ("<answer>18, since 16 - 7 = 9</answer>", 18),
+        ("#### 18, since 9 * 2 = 18. Or 20", None),
+        ("\\boxed{18 = \\infty}", None),
+        ("#### 18, not 20x", 18),
+        ("#### 18, not 20 squared", 18),
+        ("#### 18, not 20 ± 2", 18),
+        ("#### 18 eggs ^_^", 18),
+        ("<answer>Well, 18</answer>", 18),
+        # markers
+        ("######## 18", 18),
+        ("She lives in the USA: 18", None),
+        ("<answer>7</answer> 9</answer>", 7),
+        ("She boxed 7 eggs.", None),
+        ("I am sure of the final answer\n18", None),
+        ("So here is our final answer: 18", 18),
+        # the marker that decides
+        ("\\boxed{18} dollars a day.\nAnswer: 20", 18),
+        ("Put it into \\boxed{} at the end. The answer is 18.", 18),
+        ("\\boxed{18 eggs} or \\boxed{20 eggs}", None),
+        ("#### 18\nThe answer is easy. The answer is 18.", 18),
+        ("\\boxed{18 or 20}\n\\boxed{18}", None),
+        ("\\boxed{18} or so, for 9 eggs", 18),
+        ("#### 9 * 2 = 18\nCheck: 18 / 2 = 9", 18),
+        ("The answer is 18.\n\nA: see above", 18),
+        ("\\boxed{7}<think>no</think>\\boxed{9}", 9),
+        ("\\boxed{7}<think></think>\\boxed{9}", None),
+        ("<think>#### 9 <think> b</think>\nDone.", None),
+        ("<answer>18, so she makes 2 a piece</answer>", 18),
+        ("<answer>She makes 18 (9 eggs)</answer>", 18),
+        ("#### 18 eggs.\n= 20", 18),
+        ("#### 18\n20, 21 and 22 are the pages.", 18),
+        ("\\boxed{\\frac{ 36}{2}}", 18),
+        ("The answer is:\n1) 18\n2) 20", None),
+        ("#### 18. So it is.\nGood.", 18),
+        ("\\boxed{a_{10} = 18}", 18),
+        ("\\boxed{18_{10}}", 18),
         # words
         ("\\boxed{7}, or so the answer is 9", None),
     ],
@@ -120,6 +180,43 @@ def test_part_of_a_rule_has_its_example(text, expected):
 def test_each_word_between_markers_has_its_meaning(template, words, expected):
     for word in words.split():
         assert value(template.format(word)) == expected, word
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "rule"),
+    [
+        ("#### 18", "ok", "last marker"),
+        ("#### 18 or 20", "hedged", "two values"),
+        ("18 or #### 20", "hedged", "two values"),
+        ("#### 18\n#### 20", "hedged", "two markers"),
+        ("The answer is 18 20.", "hedged", "two values"),
+        ("#### 7\nSo \\boxed", "malformed", "no value"),
+        ("#### 7\n<answer>" + "word " * 100 + "</answer>", "malformed", "no value"),
+        ("\\boxed{18} a day. In a week the answer is 126.", "ok", "outranked"),
+        ("#### 18\n\nQ: 2 + 3?\n#### 5", "ok", "next problem"),
+        ("#### 18 or 20\n\nQ: 2 + 3?\n#### 5", "hedged", "two values"),
+        ("She has 7 eggs.", "none", "no marker"),
+    ],
+)
+def test_rule_that_decides_is_named(text, status, rule):
+    assert (extract(text).status, extract(text).rule) == (status, rule)
+
+
+def test_bare_number_beside_other_words():
+    assert value("7 steps", allow_bare=True) == 7
+    assert value("She has 9 eggs and makes 18", allow_bare=True) == 18
+    assert extract("Step 7", allow_bare=True).status == "malformed"
+
+
+def test_span_of_a_marker_without_a_number_is_its_content():
+    text = "so \\boxed{abc}"
+    start, stop = extract(text).span
+    assert text[start:stop] == "abc"
+
+
+def test_other_labels_have_forms():
+    assert extract("Respuesta: 7", forms=("phrase",)).status == "none"
+    assert extract("La respuesta es 7", forms=("a_colon",)).status == "none"
 
 
 def test_hedge_replaces_an_earlier_answer():

@@ -15,7 +15,7 @@ from grpo_math.rewards import get_countdown_accuracy, gsm8k_accuracy
 CASES = Path(__file__).parent / "reward_cases"
 WRONGLY_PAID = ["label228"]  # Answer: 60\nCorrection: 52
 WRONGLY_REFUSED = [
-    *("box262", "box263", "hash061", "hash104", "hash230", "hash235"),
+    *("box263", "hash061", "hash104", "hash230", "hash235"),
     *("label035", "phrase091", "phrase108", "phrase220", "phrase248"),
 ]
 GSM8K = [case for path in sorted(CASES.glob("gsm8k_*.jsonl")) for case in read_jsonl(path)]

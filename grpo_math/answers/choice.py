@@ -83,7 +83,7 @@ def _item_before(
         i += 1
         if reading is None:
             continue
-        while i < len(markers) and not markers[i].closed and marker.begin - markers[i].start < WINDOW:
+        while i < len(markers) and marker.begin - markers[i].start < WINDOW:
             if text[markers[i].start : marker.begin].strip(_OPENING_MARKUP):
                 break
             marker = marker._replace(begin=markers[i].begin)
@@ -101,7 +101,7 @@ def _end(item: Item) -> int:
 def _differs_before(text: str, final: Item, markers: list[Marker], i: int, read: Reader) -> bool:
     """Whether one of `markers[i:]` is joined to the final one, maybe through markers of its value, and differs."""
     edge = final[0].begin
-    while i < len(markers) and (markers[i].end if markers[i].closed else markers[i].start + WINDOW) > edge - _MAX_GAP:
+    while i < len(markers):
         item, i = _item_before(text, markers, i, edge, read)
         if item is None or not _joined(text, _end(item), edge):
             return False

@@ -129,7 +129,7 @@ def first_stated(text: str, state: Callable[[str], Stated | None]) -> Stated | N
 def _state(text: str, forms: frozenset[str], allow_bare: bool) -> Stated | None:
     """Return the final statement of a text without thinking. Markers come first, then labels, bold and bare numbers."""
     stated = final_reading(text, markers_from_the_end(text, forms), read)
-    if stated is None and ("phrase" in forms or "a_colon" in forms):
+    if stated is None:
         stated = final_reading(text, last_labels(text, forms), read)
     if stated is None and "bold" in forms:
         stated = final_reading(text, last_bolds(text), read_bold)

@@ -100,7 +100,7 @@ def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
         if kind == "word":
             marker = _statement_at(text, at)
         elif kind == "close":
-            if anchors and (opening := _last_opening(anchors)) is not None:
+            if (opening := _last_opening(anchors)) is not None:
                 marker = Marker("answer", opening.start(), opening.end(), at, anchor.end(), True)
         elif kind == "answer":  # without its end
             marker = Marker("answer", at, anchor.end(), anchor.end(), anchor.end(), True)

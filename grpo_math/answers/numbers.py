@@ -35,13 +35,13 @@ def arithmetic(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]
             infix.append(operand)
             operand_next = False
             continue
-        if kind == "op" and (value in "-+" if operand_next else starts_number(tokens, i + 1)):
+        if kind == "op" and starts_number(tokens, i + 1):
             infix.append(value)
             operand_next = True
         elif kind == "open" and operand_next:
             infix.append("(")
             depth += 1
-        elif kind == "close" and depth and not operand_next:
+        elif kind == "close" and depth:
             infix.append(")")
             depth -= 1
         else:
@@ -55,13 +55,11 @@ def arithmetic(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]
 
 def _operand(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]:
     """Evaluate a number with its fraction part, power and magnitude words. A large power has no value."""
-    kind, value, _, stop = tokens[i]
+    kind, value = tokens[i][:2]
     i += 1
-    if kind == "fraction":
-        return value, i
     if kind == "frac":
         return _latex_fraction(tokens, i)
-    if value is None or (i < len(tokens) and tokens[i][0] == "number" and tokens[i][2] == stop):  # 1.8.0
+    if value is None:
         return None, i
     if isinstance(value, int):
         part, j = _fraction_part(tokens, i)
@@ -91,7 +89,7 @@ def _fraction_part(tokens: list[Token], i: int) -> tuple[Fraction | None, int]:
 
 def _latex_fraction(tokens: list[Token], i: int) -> tuple[Fraction | None, int]:
     r"""Evaluate the `{a}{b}` or the two digits after `\frac`."""
-    if i < len(tokens) and tokens[i][0] == "number" and isinstance(tokens[i][1], int) and 10 <= tokens[i][1] < 100:
+    if i < len(tokens) and isinstance(tokens[i][1], int) and 10 <= tokens[i][1] < 100:
         over, under = divmod(tokens[i][1], 10)
         return (Fraction(over, under) if under else None), i + 1
     sides: list[int | Fraction | None] = []

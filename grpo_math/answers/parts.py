@@ -53,7 +53,7 @@ class Statement:
 
 
 def split(tokens: list[Token], remark: bool = False) -> list[Part]:
-    """Cut the tokens of a content into its parts, without empty ones."""
+    """Cut the tokens of a content into its parts."""
     parts: list[Part] = []
     part, remarks = Part(remark=remark), []
     i = 0
@@ -61,7 +61,7 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
         kind, value, start, _ = tokens[i]
         side = part.sides[-1]
         empty = not side and len(part.sides) == 1
-        if kind in ("comma", "end") or (kind == "word" and value in JOINERS):
+        if kind in ("comma", "end") or value in JOINERS:
             after_end = kind == "end" or (part.after_end and empty)
             offered = value in OR_WORDS
             if not empty:
@@ -84,10 +84,10 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
                 i = after - 1
         elif kind == "open":
             i, remarks = _remark(tokens, i, remarks, part)
-        elif kind != "close" and not (empty and value == "*"):  # an item of a list
+        elif not (empty and value == "*"):  # an item of a list
             side.append(tokens[i])
         i += 1
-    return [*parts, part, *remarks] if any(part.sides) else [*parts, *remarks]
+    return [*parts, part, *remarks]
 
 
 def _remark(tokens: list[Token], i: int, remarks: list[Part], part: Part) -> tuple[int, list[Part]]:
@@ -108,14 +108,13 @@ def statement(part: Part) -> Statement:
     """Return what a part states. Sides of an equation without words must be equal."""
     sides = [_side(side) for side in part.sides]
     numeric = [side for side in sides if side.value is not None or side.status == "malformed"]
-    if len(sides) == 1 or not numeric:
+    if not numeric:
         return sides[0]
     final = numeric[-1]
     exact = [side.value for side in numeric if not (side.prose or side.words)]
     if final.status == "ok" and any(value != final.value for value in exact):
         return Statement("malformed", span=final.span)
-    if final is not sides[0]:
-        final.prose = sides[0].prose and sides[0] is numeric[0]  # not in x = 18
+    final.prose = sides[0].prose and sides[0] is numeric[0]  # not in x = 18
     final.computed = any(side.computed for side in numeric)
     return final
 
@@ -151,7 +150,7 @@ def _side(tokens: list[Token]) -> Statement:
     kind, value, start, stop = tokens[at]
     if value is None or numbered:
         return Statement("malformed", None, (start, stop), prose)
-    if at and tokens[at - 1][0] == "word" and tokens[at - 1][3] == start:
+    if tokens[at - 1][3] == start:
         status = "malformed"  # f(18)
     found = Statement(status, value * sign, (start, stop), prose, 0, kind == "computed")
     rest, before = tokens[at + 1 :], ""

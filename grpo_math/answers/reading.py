@@ -104,7 +104,7 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
             return None  # #### 18 ####
     if next_line and (first is None or marker.form == "hash" or marker.start - marker.begin == 2):
         return malformed  # `####` and `A:` state what is on their own line
-    reading = _interpret(text, first.start(1) if next_line else start, stop, closed=False)
+    reading = _interpret(text, first.start(1), stop, closed=False)
     if reading is None:
         return _read_last_sentence(text, marker)
     if reading.span[1] == stop < limit:  # the window may cut the number
@@ -163,27 +163,27 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
             final = found
             continue
         past_end = past_end or (part.after_end and not closed)
-        found.prose, label = found.prose or label, part.labels and found.status == "none"  # 18, "confidence": 0.9
+        found.prose, label = found.prose or label, part.labels  # 18, "confidence": 0.9
         if found.value is None or found.value == final.value or found.status == "negated":
             continue
         if final.computed and found.computed and not past_end:
             final = found  # 16 - 3 - 4 = 9; 9 * 2 = 18
-        elif _is_alternative(part, found, past_end, final, closed):
+        elif _is_alternative(part, found, past_end, final):
             return Reading(None, "hedged", final.span)
     return malformed if final is None else Reading(final.value, "ok", final.span)
 
 
-def _is_alternative(part: Part, found: Statement, past_end: bool, final: Statement, closed: bool) -> bool:
+def _is_alternative(part: Part, found: Statement, past_end: bool, final: Statement) -> bool:
     """Whether a later part with another number than the answer `final` offers it.
 
     `past_end` tells whether the sentence of an open marker has ended before the part.
     """
-    if closed and final.prose and not part.remark:  # nothing tells which number is the answer
+    if final.prose and not part.remark:  # nothing tells which number is the answer
         return True
     if found.prose:
         return False
     if part.remark:
-        return part.offered or (part.ended and not found.words)
+        return part.offered
     if not past_end or part.offered:
         return True
     starts = part.after_end and part.sides[0] and part.sides[0][0][0] in NUMBERS

@@ -60,19 +60,19 @@ _DIGIT = re.compile(r"\d")  # of every script, also full-width
 _STRUCK = re.compile(r"~~[^~]{0,80}~~|\\cancel\{[^{}]{0,80}\}")
 # HTML tags, chat tokens and GSM8K's calculator annotations <<9*2=18>>
 _TAGS = re.compile(r"</?[a-z][^<>]{0,60}>|<\|[^<>]{0,40}\|>|<<[^<>]{0,120}>>", re.I)
-_ENTITY = re.compile(r"&(?:#\d{1,6}|[a-zA-Z]{2,8});")
-_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}(?:\\!)?|,\\!|\\,)(?=\d{3}(?!\d))")
+_ENTITY = re.compile(r"&(?:#\d{1,6}|[a-z]{2,8});")
+_SEPARATOR = re.compile(r"\{,\}(?:\\!)?|,\\!|\\,")
 _TEXT_GROUP = re.compile(
-    r"(\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|[mh]box|underline|f?boxed|emph)\s*\{)([^{}]*)\}"
+    r"(\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|[mh]box|underline|emph)\s*\{)([^{}]*)\}"
 )
 _COMMAND = re.compile(
     r"\\(?:(?P<times>times|cdot|ast)|(?P<over>div)|left|right|displaystyle|q?quad|approx|sim|l?dots|checkmark"
-    r"|[dtc]?frac(?!\s*(?:\{[-+\s\d.,_$*/()\\]*\d|\d)))(?![A-Za-z])|\\[,;:! ()\[\]$%&#_]"
+    r"|[dtc]?frac(?!\s*(?:\{[-\s$\\]*\d|\d)))|\\[,;:! ()\[\]$%&#_]"
     r"|\^\s?\{?\s?(?:\\?circ)\s?\}?"
 )
 
-_LIST_NUMBER = re.compile(r"(?<=\n)[ \t]{0,8}\d{1,2}[.)](?=[ \t]+\S)")
-_SUBSCRIPT = re.compile(r"(?<=[^\W\d_])_(?:\{[^{}]{0,20}\}|\w{1,3})")  # P_1, a_{10}
+_LIST_NUMBER = re.compile(r"(?<=\n) {0,8}\d{1,2}[.)](?= )")
+_SUBSCRIPT = re.compile(r"_\{[^{}]{0,20}\}")  # a_{10}
 
 Token = tuple[str, object, int, int]  # kind, value, start, stop
 
