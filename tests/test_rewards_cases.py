@@ -1,6 +1,7 @@
 """Agreement with the labelled cases in `reward_cases/`: completions in the styles that small models write.
 
-`gsm8k_*.jsonl` have completion, gold and style (the marker of the final answer), `countdown.jsonl` nums, target and mode.
+`gsm8k_*.jsonl` and `fresh.jsonl` have completion, gold and style (the marker of the final answer), `countdown.jsonl` nums,
+target and mode.
 `label` is 1 for a completion to pay. `why` begins with the convention: V value, X other value, F final statement, H hedge,
 T thinking, P percent is a unit, N no answer.
 """
@@ -15,10 +16,12 @@ from grpo_math.rewards import get_countdown_accuracy, gsm8k_accuracy
 CASES = Path(__file__).parent / "reward_cases"
 WRONGLY_PAID = ["label228"]  # Answer: 60\nCorrection: 52
 WRONGLY_REFUSED = [
-    *("box263", "hash061", "hash104", "hash230", "hash235"),
+    *("box263", "hash061", "hash104", "hash218", "hash230", "hash235"),
     *("label035", "phrase091", "phrase108", "phrase220", "phrase248"),
 ]
-GSM8K = [case for path in sorted(CASES.glob("gsm8k_*.jsonl")) for case in read_jsonl(path)]
+GSM8K = [
+    case for name in ("gsm8k_*", "fresh") for path in sorted(CASES.glob(f"{name}.jsonl")) for case in read_jsonl(path)
+]
 
 
 def test_gsm8k_accuracy_agrees_with_the_labelled_cases():

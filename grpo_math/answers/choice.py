@@ -11,8 +11,8 @@ from grpo_math.answers.words import JOINERS, LEAD_INS
 _MAX_GAP = 100  # characters between two markers side by side
 _OPENING_MARKUP = " \t\r\n*_`$:\\([{\"'"
 _CORRECTION = re.compile(
-    r"\b(?:wait|no|not|wrong|incorrect(?:ly)?|mistaken?|error|actually|oops|sorry|instead|hm+|correction|corrected"
-    r"|however|but|forgot|should|again|recheck|recalculat\w*|reconsider|revised?|rather)\b",
+    r"\b(?:wait|no|not|wrong|incorrect|mistake|error|actually|oops|sorry|instead|hm+|correction|however|but|forgot"
+    r"|should|again|rather)\b",
     re.I,
 )
 _OR = re.compile(r"\bor\b", re.I)

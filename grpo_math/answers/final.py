@@ -95,9 +95,7 @@ def stated_number(text: str, forms: frozenset[str], allow_bare: bool) -> Stated 
 
 
 # A base model often continues with a next problem. What follows such a heading answers another question.
-_NEXT_PROBLEM = re.compile(
-    r"(?:\n[ \t]{0,8}|\|>)(?:\*\*|#{1,6} )?(?:question|problem|q|user|human)\s?\d{0,3}\s?:", re.I
-)
+_NEXT_PROBLEM = re.compile(r"\n {0,8}(?:\*\*|#{1,6} )?(?:question|problem|q|user|human)\s?\d{0,3}\s?:", re.I)
 _MOST_PROBLEMS = 16
 
 

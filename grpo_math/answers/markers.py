@@ -108,7 +108,7 @@ def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
             marker = Marker("hash", at, anchor.end(), len(text), len(text), False)
         elif kind == "boxed":
             marker = _box_at(text, anchor)
-        elif _SENTENCE_START.search(text, max(0, at - 12), at):
+        elif _LABEL_START.search(text, max(0, at - 12), at):
             marker = Marker("a_colon", at, anchor.end(), len(text), len(text), False)
         if marker is not None and marker.form in forms:
             limit = marker.begin
@@ -123,7 +123,7 @@ def _last_opening(anchors: list[re.Match]) -> re.Match | None:
     return None
 
 
-_BRACE = re.compile(r"\\[{}]|([{}])")
+_BRACE = re.compile(r"[{}]")
 _BOX = re.compile(r"\s{0,4}(?:\{|(?P<bare>-?\d{1,40}(?:\.\d{1,40})?))")
 
 
@@ -138,34 +138,31 @@ def _box_at(text: str, anchor: re.Match) -> Marker | None:
         return Marker("boxed", at, box.start("bare"), start, start, True) if text[at] == "\\" else None
     depth = 1
     for brace in _BRACE.finditer(text, start, start + WINDOW):
-        kind = brace.group(1)
-        if kind:
-            depth += 1 if kind == "{" else -1
-            if depth == 0:
-                return Marker("boxed", at, start, brace.start(), brace.end(), True)
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return Marker("boxed", at, start, brace.start(), brace.end(), True)
     return Marker("boxed", at, start, start, start, True)
 
 
 _STATEMENT = re.compile(
-    r"""answers?\b(?:["'*_`)\]]|\s?\([^()\n]{0,40}\)){0,4}
+    r"""answers?\b(?:["'*`)\]]|\s?\([^()\n]{0,40}\)){0,4}
         (?:\ (?:to|for|of)\ (?:"[^"\n]{1,200}"|[^".:!?\n]){1,80}? )?
-        (?: (?P<label> \s?(?:[:=：]|->|→|⇒) )
-          | (?P<heading> [ \t]{0,8}\n )
-          | (?P<phrase> \s{1,8}(?:is|are|equals|(?:will|would|should|must)\s+be|comes?\s+(?:out\s+)?to)\b(?!n) )
-        ) ["'*_`:：]{0,4}""",
+        (?: (?P<label> \s?(?:[:=：]|->) )
+          | (?P<heading> \ {0,8}\n )
+          | (?P<phrase> \s{1,8}(?:is|are|equals|(?:will|would|should|must)\s+be|comes?\s+(?:out\s+)?to)\b )
+        )
+    """,
     re.I | re.X,
 )
-_LEAD = r"""[\s\#>*_"'-]{0,12}(?:(?:so|thus|hence|therefore|and|or|the|my|final|correct)[\s,_]{1,3}){0,4}\Z"""
-_LINE_START = re.compile(rf"(?:\A|\n){_LEAD}", re.I)
-_SENTENCE_START = re.compile(rf"""(?:\A|[\n.!?:;{{}}()\[>/]|,\s?(?=["'])){_LEAD}""", re.I)
-_LABEL_START = re.compile(rf"{_SENTENCE_START.pattern}|\bfinal \Z", re.I)  # "Our final answer: 18"
+_LEAD = r"(?:(?:so|thus|hence|therefore|the|my|final|correct)[\s,_]{1,2}){0,4}\Z"
+_LINE_START = re.compile(rf"(?:\A|\n)[^\w\n]{{0,12}}{_LEAD}", re.I)
+_LABEL_START = re.compile(rf"(?:\A|\n|[^\w\s,])[\s_]{{0,12}}{_LEAD}|\bfinal \Z", re.I)  # also "Our final answer: 18"
 # The writer does not claim such an answer: "some say that the answer is 18".
 _DISTANCED = re.compile(
-    r"""\b(?: (?:some|people|others|many|they|someone|anyone)\b [^.!?,;\n]{0,24}
-              \b(?:say|think|claim|believe|argue|guess|assume|conclude)s?
-          | (?:wrong|incorrect|false|mistake|error|not\ (?:true|right|correct))\b [^.!?,;\n]{0,16} \bthat
-          | (?:don't|doesn't|didn't|not)\ (?:think|believe|mean)
-          | (?:first|initial|original|previous|earlier|old|wrong|incorrect|other)
+    r"""\b(?: (?:some|people|others|they)\b [^.!?,;\n]{0,24} \b(?:say|think|claim|believe)s?
+          | (?:wrong|mistake)\b [^.!?,;\n]{0,16} \bthat
+          | (?:don't|not)\ (?:think|believe)
+          | (?:first|initial|original|previous|wrong|incorrect)
        ) (?:\ (?:that|the|my|final|correct)){0,3} \ \Z""",
     re.I | re.X,
 )
@@ -176,9 +173,9 @@ def _statement_at(text: str, at: int) -> Marker | None:
     statement = _STATEMENT.match(text, at)
     if statement is None:
         return None
-    kind, before = statement.lastgroup, max(0, at - 60)
+    kind, before = statement.lastgroup, max(0, at - 40)
     if kind == "phrase":
-        if _DISTANCED.search(text, max(0, at - 80), at):
+        if _DISTANCED.search(text, max(0, at - 60), at):
             return None
     elif not (_LINE_START if kind == "heading" else _LABEL_START).search(text, before, at):
         return None
@@ -187,9 +184,9 @@ def _statement_at(text: str, at: int) -> Marker | None:
 
 
 _LABEL = re.compile(
-    r"""(?: (?:答案|答え|정답) | \b(?:ответ|respuesta|réponse|antwort)\b (?:\ finale?)? )
-        [*_]{0,2} (?: \s?[:：][*_]{0,2} | \s?[是は] | \ (?:es|est|ist|lautet)\b )
-      | ^[#>*_ \t]{0,8} (?:ans|(?:final\ )?(?:result|value))\b [*_]{0,2} \s?[:=] [*_]{0,2}
+    r"""(?: (?:答案|答え|정답) | \b(?:ответ|respuesta|réponse|antwort)\b (?:\ finale)? )
+        \*{0,2} (?: \s?[:：] | \s?[是は] | \ (?:es|est|ist|lautet)\b )
+      | ^[#>*\ ]{0,8} (?:ans|(?:final\ )?(?:result|value))\b \*{0,2} \s?[:=]
     """,
     re.I | re.X | re.M,
 )
@@ -218,7 +215,7 @@ def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
         return
     found = deque(_LABEL.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
     for label in reversed(found):
-        form = "a_colon" if label.group().rstrip("*_")[-1] in ":：=" else "phrase"
+        form = "a_colon" if label.group()[-1] in ":：=" else "phrase"
         if form in forms:
             yield Marker(form, label.start(), label.end(), len(text), len(text), False)
 
@@ -226,11 +223,11 @@ def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
 # Markup around one line: bold, italic, code, a code block, an HTML tag, a heading, the last cell of a table row.
 _BOLD_BEGIN = re.compile(r"[*_`<#|]")
 _BOLD = re.compile(
-    r"""(?<![\w*_`]) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`](?:[^*_`\n]|\ \*\ ){0,80}|[\d.,]+) (?P=mark) (?![\w*_`])
+    r"""(?<!\w) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`](?:[^*_`\n]|\ \*\ ){0,80}|[\d.]+) (?P=mark) (?!\w)
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
       | <(?P<tag>b|strong)> (?P<c>[^<\n]{0,80}) </(?P=tag)>
       | ^\#{1,6}[ ] (?P<d>[^\n]{1,80})$
-      | ^\| [^\n]{0,200} \| (?P<e>[^|\n]{1,80}) \|[ \t]{0,8}$
+      | ^\| [^\n]{0,200} \| (?P<e>[^|\n]{1,80}) \|\ {0,8}$
     """,
     re.I | re.X | re.M,
 )
