@@ -140,6 +140,8 @@ def test_each_vulgar_fraction_is_its_value():
         ("I am sure of the final answer\n18", None),
         ("So here is our final answer: 18", 18),
         ("a_7_ eggs", None),
+        ("#### **2. Money**", None),
+        ("The answer is:\n\\[18\\]", 18),
         ("eggs _7_b", None),
         ("| a | 3 |\n| Total | 7 | \n", 7),
         ("#### 18\n\n  **Question:** 2 + 3?\n#### 5", 18),
@@ -202,6 +204,10 @@ def test_part_of_a_rule_has_its_example(text, expected):
             "should again rather",
             18,
         ),
+        ("#### 20\nNo, the answer is 100% {}.", "correct right sure certain", 20),
+        ("#### 20\nNo, the answer is 2 {} than that.", "more less fewer", 20),
+        ("#### 20\nNo, the answer is 2 times {} eggs.", "the as her 9", 20),
+        ("\\boxed{{18}} {} 20", "or maybe perhaps possibly alternatively", None),
         ("The answer {} be 18.", "will would should must", 18),
         ("The answer {} to 18.", "comes come", 18),
         ("#### 20\nNo: {} say that the answer is 18.", "some people others they", 20),
@@ -246,6 +252,8 @@ def test_bare_number_beside_other_words():
     assert value("7 steps", allow_bare=True) == 7
     assert value("She has 9 eggs and makes 18", allow_bare=True) == 18
     assert extract("Step 7", allow_bare=True).status == "malformed"
+    for word in ("or", "and", "to", "but", "either", "maybe", "perhaps", "possibly", "alternatively"):
+        assert extract(f"So 7 {word} 9", allow_bare=True).status == "hedged", word
 
 
 def test_span_of_a_marker_without_a_number_is_its_content():

@@ -52,6 +52,31 @@ def test_heading_after_the_expression_does_not_replace_it(after, expected):
     ) == [expected]
 
 
+@pytest.mark.parametrize("word", ["Final", "The", "Expression", "Equation", "Answer", "Solution"])
+def test_another_expression_is_no_heading(word):
+    completion = f"<answer>(3 + 5) * 7</answer>\n#### {word} 3 + 5 + 7"
+    assert countdown_accuracy([completion], nums=[[3, 5, 7]], target=[56]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-5 + 17",
+        "−5 + 17",
+        "+17 - 5",
+        "(17 - 5)",
+        "[17 - 5]",
+        "{17 - 5}",
+        "$17 - 5$",
+        "`17 - 5`",
+        "**17 - 5**",
+        "\\(17 - 5\\)",
+    ],
+)
+def test_bare_expression_may_begin_with_a_symbol(line):
+    assert get_countdown_accuracy(allow_bare=True)([f"So:\n{line}"], nums=[[17, 5]], target=[12]) == [1.0]
+
+
 def test_countdown_reads_other_symbols_only_with_spellings():
     for spellings, expected in ((True, 1.0), (False, 0.0)):
         reward = get_countdown_accuracy(spellings=spellings, allow_bare=True)

@@ -41,7 +41,7 @@ def read(text: str, marker: Marker, limit: int) -> Reading | None:
 
 
 _NESTED = frozenset(("boxed", "hash", "phrase", "a_colon"))
-_LIST_NUMBER = re.compile(r"\s*\d{1,3}[.):]\s")
+_LIST_NUMBER = re.compile(r"[\s*]*\d{1,3}[.):]\s")
 
 
 def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
@@ -63,9 +63,7 @@ def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
     return _with_offers_after(text, marker.end, limit, reading)
 
 
-_OFFER = re.compile(
-    rf"\W{{0,12}}(?:[^\W\d]+\W{{1,3}}){{0,3}}?(?:{'|'.join(sorted(OR_WORDS))})\b(?=[^.!?\n]{{0,40}}\d)", re.I
-)
+_OFFER = re.compile(rf"\W{{0,12}}(?:[^\W\d]+\W{{1,3}}){{0,3}}?(?:{'|'.join(sorted(OR_WORDS))})\b", re.I)
 
 
 def _with_offers_after(text: str, end: int, limit: int, reading: Reading) -> Reading:
@@ -80,12 +78,12 @@ def _with_offers_after(text: str, end: int, limit: int, reading: Reading) -> Rea
 
 
 # White space, markup and the opening of a formula, then the first character of the content.
-_CONTENT = re.compile(r"(?:[\s*_`:>#$]|\\[\[(])*([^\s*_`:>#$])")
+_CONTENT = re.compile(r"[\s*_`:#$]*([^\s*_`:#$])")
 _HEADING = re.compile(r"[\s*]*\d{1,2}[.):]\s+[^\W\d][^\n.?!]*(?:\n|\Z)")  # #### 2. Money
 # Words after a number that speak about the answer: "The answer is 100% correct", "2 times the eggs".
 _COMPARISON = re.compile(
-    r"[%\s]*(?:(?:correct|right|sure|certain|accurate)\b|times\s+(?:the|as|a|an|more|his|her|their|\d)"
-    r"|(?:more|less|fewer|greater|larger|higher|lower)\s+than)",
+    r"[%\s]*(?:(?:correct|right|sure|certain)\b|times\s+\w"
+    r"|\w+\s+than)",
     re.I,
 )
 _CLOSING_HASHES = re.compile(r"####[^#\n]*\Z")
