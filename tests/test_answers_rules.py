@@ -204,6 +204,7 @@ def test_part_of_a_rule_has_its_example(text, expected):
             "should again rather",
             18,
         ),
+        ("\\boxed{{7}}, {} \\boxed{{9}}", "either maybe perhaps possibly alternatively", None),
         ("#### 20\nNo, the answer is 100% {}.", "correct right sure certain", 20),
         ("#### 20\nNo, the answer is 2 {} than that.", "more less fewer", 20),
         ("#### 20\nNo, the answer is 2 times {} eggs.", "the as her 9", 20),

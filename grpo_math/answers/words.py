@@ -15,7 +15,7 @@ FILLERS = _words(
     "therefore thus then so hence clearly now indeed actually still probably likely equals at donc also could"
 )
 # May stand between a joining word and the next marker: "18, or so the answer is 20".
-LEAD_INS = _words("a so thus therefore hence then finally the my final correct answer result is that it maybe")
+LEAD_INS = _words("so thus therefore hence then finally the my final correct answer result is that it maybe")
 NEGATIONS = _words("not never isn't cannot without")
 # The number is a limit and not the value: "at least 18".
 BOUNDS = _words("less more fewer greater larger least most up under over below above between within")
