@@ -6,7 +6,14 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from grpo_math.trainer.losses import batch_advantages, dead_rows
+from grpo_math.trainer.losses import (
+    aggregate,
+    batch_advantages,
+    dead_rows,
+    importance_corrected_kl,
+    importance_log_ratio,
+    kl_estimate,
+)
 
 REWARDS = [[1.0, 0.2], [0.0, nan], [0.5, 0.4], [nan, nan], [2.0, 1.0], [2.0, 1.0], [nan, 0.0], [1.0, 3.0]]
 WEIGHTS = [1.0, 0.5]
@@ -89,3 +96,14 @@ def test_rows_are_dead_where_the_rewards_that_count_are_equal_in_their_group():
     constant = torch.tensor([[1.0, 7.0], [0.0, 7.0]])
     assert dead_rows(constant, first, 2, "normalize_then_sum").tolist() == [True, True]  # a weight of 0 counts nothing
     assert dead_rows(constant, one, 2, "normalize_then_sum").tolist() == [False, False]
+
+
+def test_unknown_names_are_told_by_their_argument_and_k3_is_the_default():
+    rows = torch.tensor([[0.3, -0.2]])
+    with pytest.raises(ValueError, match=r"^level='word' is not known"):
+        importance_log_ratio(rows, rows, torch.ones(1, 2), "word")
+    with pytest.raises(ValueError, match=r"^loss_type='ppo' is not known"):
+        aggregate(rows, torch.ones(1, 2), "ppo", 2, 2)
+    assert torch.equal(kl_estimate(rows, rows / 2), kl_estimate(rows, rows / 2, "k3"))
+    ratio = torch.full((1, 2), 1.5)
+    assert torch.equal(importance_corrected_kl(rows, ratio), importance_corrected_kl(rows, ratio, "k3"))

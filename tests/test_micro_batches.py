@@ -141,6 +141,8 @@ def test_the_shortest_dead_rows_fill_up_and_weigh_nothing():
     per_token = {**batch, "advantages": batch["advantages"].unsqueeze(1).expand(4, 9)}
     first, second = lay_out(per_token, [1, 1], "dapo", "length")
     assert (first["advantages"][0, 0], second["advantages"].abs().sum()) == (3.0, 0.0)
+    (both,) = lay_out(per_token, [2], "dapo", "length")
+    assert both["advantages"].tolist() == [[3.0] * 9, [0.0] * 9]
 
 
 def test_rows_stay_in_their_order_where_nothing_may_be_arranged():
@@ -174,6 +176,16 @@ def test_a_generation_is_laid_out_window_by_window(accelerator):
     kept, skipped = lay_out_generation(made, gradient_accumulation_steps=4, skip=False, arrange="length", **arguments)
     assert list(map(numbers, kept)) == [[9, 8], [7, 6], [5, 4], [3, 2]]
     assert skipped == 0
+
+
+def test_groups_stay_whole_only_where_rows_are_arranged_by_prompt(accelerator):
+    made = [batch_of([9, 8, 7, 6], [1, 1, 1, 1]), batch_of([5, 4, 3, 2], [1, 1, 0, 0], prompts=[1, 1, 1, 1])]
+    for arrange, rows in (("length", [[9, 8, 7], [6, 5, 4]]), ("prompt", [[9, 8, 7, 6], [5, 4]])):
+        laid_out, skipped = lay_out_generation(made, accelerator, "grpo", 2, True, arrange, 2)
+        assert (list(map(numbers, laid_out)), skipped) == (rows, 2)
+        # TRL divides by the four rows of a micro-batch
+        kept = [batch["advantages"] * 4 / len(batch["live"]) for batch in laid_out]
+        assert torch.cat(kept).tolist() == pytest.approx([1, 2, 3, 4, 1, 2])
 
 
 def test_a_selection_sees_each_window_with_its_number(accelerator):
@@ -229,6 +241,7 @@ def test_rows_are_scored_in_chunks_of_like_length_and_come_back_in_order(with_en
     calls = []
 
     def score(input_ids, attention_mask, logits_to_keep):
+        assert torch.equal(attention_mask.sum(1), mask[input_ids[:, 0] // 10].sum(1))
         calls.append((len(input_ids), input_ids.size(1), logits_to_keep))
         logps = input_ids[:, -logits_to_keep:].float()
         return logps, logps + 0.5 if with_entropies else None, None
