@@ -72,12 +72,18 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_noticed(finished, tmp_path, damage):
-    folder = tmp_path / "checkpoint-4"
-    shutil.copytree(finished[0] / "checkpoint-4", folder)
-    assert checkpoints.damage_of(folder) is None
-    DAMAGE[damage](folder)
-    assert checkpoints.damage_of(folder)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_named(finished, tmp_path, damage):
+    for name in ("checkpoint-2", "checkpoint-4"):
+        shutil.copytree(finished[0] / name, tmp_path / name)
+    words = ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"]
+    recipe = load_recipe(ROOT / "recipes" / "countdown_tiny.yaml", words)
+    assert checkpoints.checkpoint_of(recipe) == str(tmp_path / "checkpoint-4")
+    assert checkpoints.damage_of(tmp_path / "checkpoint-4") is None
+    DAMAGE[damage](tmp_path / "checkpoint-4")
+    reason = checkpoints.damage_of(tmp_path / "checkpoint-4")
+    assert checkpoints.checkpoint_of(recipe) == str(tmp_path / "checkpoint-2")
+    (note,) = (note for note in recipe.notes if note.startswith("Resumed from"))
+    assert note == f"Resumed from checkpoint-2, the newest whole checkpoint. Not whole: checkpoint-4 ({reason})."
 
 
 def test_an_adapter_in_a_folder_of_its_own_is_looked_at_too(finished, tmp_path):
