@@ -36,6 +36,7 @@ def test_extraction_never_raises_and_is_consistent(text, allow_bare):
 
 @given(texts, st.booleans())
 @example("#### 1,450.", False)
+@example("<answer>\n1.  </answer>", False)
 @example("\\boxed{$0018.50 }", False)
 def test_shortcut_for_plain_numbers_agrees_with_the_tokens(text, allow_bare):
     found = extract(text, allow_bare=allow_bare)

@@ -71,7 +71,7 @@ _COMMAND = re.compile(
     r"|\^\s?\{?\s?(?:\\?circ)\s?\}?"
 )
 
-_LIST_NUMBER = re.compile(r"(?<=\n) {0,8}\d{1,2}[.)](?= )")
+_LIST_NUMBER = re.compile(r"(?<=\n) {0,8}\d{1,2}[.)](?= +\S)")
 _SUBSCRIPT = re.compile(r"_\{[^{}]{0,20}\}")  # a_{10}
 
 Token = tuple[str, object, int, int]  # kind, value, start, stop
