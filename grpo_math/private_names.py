@@ -9,6 +9,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         # overridden
         "trl:GRPOTrainer._calculate_rewards",
         "trl:GRPOTrainer._compute_loss",
+        "trl:GRPOTrainer._finalize_training",
         "trl:GRPOTrainer._generate_and_score_completions",
         "trl:GRPOTrainer._generate_single_turn",
         "trl:GRPOTrainer._get_per_token_logps_and_entropies",

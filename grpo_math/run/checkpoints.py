@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -21,9 +20,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe, fields, read_yaml
-from grpo_math.trainer.checkpoints import STATE_FILE, generation_file, is_between_generations
+from grpo_math.trainer.checkpoints import CHECKPOINT, STATE_FILE, generation_file, is_between_generations
 
-CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 # What DeepSpeed and FSDP write in place of `optimizer.pt`: folders
 SHARDED_OPTIMIZER = ("global_step*", "optimizer_*", "pytorch_model_fsdp*")
 
@@ -222,6 +220,14 @@ def checkpoint_of(recipe: Recipe) -> str | None:
         + (f" that is whole: {'; '.join(torn[:3])}" if torn else "")
         + "; leave it out to start afresh, or name a checkpoint's folder"
     )
+
+
+def goes_on_in_folder(recipe: Recipe) -> bool:
+    """Whether a run goes on in the folder of the run that it resumes. Elsewhere its files are those of a new run."""
+    wanted, folder = recipe.training.resume_from_checkpoint, recipe.training.output_dir
+    if not wanted or wanted == "false":
+        return False
+    return wanted in (True, "true") or Path(os.path.realpath(wanted)).parent == Path(os.path.realpath(folder))
 
 
 def save_checkpoint(trainer: Any, folder: Path) -> Path:

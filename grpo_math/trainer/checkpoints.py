@@ -5,16 +5,22 @@ A checkpoint with a readable `trainer_state.json` is therefore one whose saving 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.files import write_whole
 
 CARD = "README.md"
+CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 # As far as the options are in use: the adapted beta, the place among the fresh prompts
 STATE_FILE = "grpo_math_state.json"
 
@@ -101,3 +107,35 @@ def load_state(trainer: Any, folder: Path) -> None:
         trainer.beta = state["beta"]
     if trainer._dynamic_sampling.rounds and "fresh_prompts" in state:
         trainer._dynamic_sampling.load_state_dict(state["fresh_prompts"])
+
+
+@contextlib.contextmanager
+def none_deleted(args: Any) -> Iterator[None]:
+    """Inside the context transformers deletes no checkpoint: by age it takes every folder `checkpoint-*` for one."""
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit
+
+
+def delete_oldest(trainer: Any, saved: Path) -> None:
+    """
+    Deletes the oldest checkpoints beyond `save_total_limit`, never the best one.
+
+    Args:
+        trainer ([`GRPOMathTrainer`]).
+        saved (`Path`): The checkpoint that stays whatever its age.
+    """
+    limit = trainer.args.save_total_limit
+    if not limit or limit < 0:
+        return
+    found = [path for path in saved.parent.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name)]
+    steps = {path: int(CHECKPOINT.fullmatch(path.name)[1]) for path in found}
+    # Steps that the training has not reached are of a branch that it has left
+    found.sort(key=lambda path: (steps[path] <= trainer.state.global_step, steps[path]))
+    best = trainer.state.best_model_checkpoint
+    kept = {saved.name} if best is None else {saved.name, Path(best).name}
+    others = [path for path in found if path.name not in kept]
+    for path in others[: max(0, len(found) - max(limit, len(kept)))]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -291,10 +291,22 @@ class GRPOMathTrainer(GRPOTrainer):
     # --- checkpoints ---
 
     def _save_checkpoint(self, model, trial):
-        """Saves the options' state first, so that TRL's `trainer_state.json` ends the checkpoint."""
+        """Saves the options' state first, so that `trainer_state.json` ends the checkpoint; deletes checkpoints only."""
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         checkpoints.begin_checkpoint(self, folder)
-        super()._save_checkpoint(model, trial)
+        with checkpoints.none_deleted(self.args):
+            super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            checkpoints.delete_oldest(self, folder)
+
+    def _finalize_training(self, trial, *args):
+        """With `save_total_limit` 1 leaves the best checkpoint alone, as transformers does, and what is no checkpoint."""
+        with checkpoints.none_deleted(self.args):
+            output = super()._finalize_training(trial, *args)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and best is not None and self.args.save_total_limit == 1:
+            checkpoints.delete_oldest(self, Path(self._get_output_dir(trial), Path(best).name))
+        return output
 
     def create_model_card(self, *args, **kwargs):
         """Leaves a README.md in the output folder alone that no trainer wrote."""

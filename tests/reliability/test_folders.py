@@ -9,6 +9,7 @@ from conftest import ROOT, run
 from grpo_math import cli
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import dump, load_recipe
+from grpo_math.run import along
 from grpo_math.run import folder as run_folder
 from grpo_math.run.checkpoints import checkpoint_of
 
@@ -155,3 +156,25 @@ def test_a_folder_of_any_name_is_trained_in_reported_and_resumed(tmp_path, capsy
     assert f"Model, metrics and completions: {name}" in capsys.readouterr().out
     assert (tmp_path / name / "summary.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name.split("/")[0]]
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_training_that_deletes_its_old_checkpoints_leaves_folders_with_like_names(tmp_path, monkeypatch, limit):
+    """Checkpoints at steps 1, 2 and 3; with the lower limit that of step 1 is the best one, which is kept."""
+    users = {f"checkpoint-{name}/mine.txt": "mine" for name in ("best", "0-mine", "1a", "")}
+    fill(tmp_path, users)
+    for path in tmp_path.iterdir():
+        os.utime(path, (1e9, 1e9))
+    words = ["--max_steps", "3", "--save_steps", "1", "--save_total_limit", str(limit), "--heldout_size", "4"]
+    if limit == 1:
+        accuracies = iter([0.9, 0.1, 0.2])
+        monkeypatch.setattr(
+            along.LooksAlong, "_metrics", staticmethod(lambda *args: {"eval_accuracy": next(accuracies)})
+        )
+        words += ["--eval_strategy", "steps", "--eval_steps", "1", "--load_best_model_at_end", "true"]
+        words += ["--metric_for_best_model", "accuracy", "--heldout_generations", "2"]
+    assert run(RECIPE, tmp_path, *words) == 0
+    left = contents(tmp_path)
+    assert {name: left.get(name) for name in users} == dict.fromkeys(users, b"mine")
+    found = {path.name for path in tmp_path.glob("checkpoint-*")} - {name.split("/")[0] for name in users}
+    assert found == ({"checkpoint-1"} if limit == 1 else {"checkpoint-2", "checkpoint-3"})
