@@ -205,3 +205,27 @@ def test_a_recipe_that_cannot_be_read_is_no_hindrance(copy, tiny_recipe):
     (folder / "recipe.yaml").write_text("{")
     words[words.index("--max_steps") + 1] = "5"
     assert run(tiny_recipe, folder, *words) == 0
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_of_another_folder_is_resumed_without_mixing_the_two_runs(copy, finished, tiny_recipe, capsys):
+    folder, words = copy
+    words[words.index("--max_steps") + 1] = "5"
+    left, elsewhere = files(folder), files(finished[0])
+    assert run(tiny_recipe, folder, *words[:-1], str(finished[0] / "checkpoint-4")) == 0
+    assert f"An earlier run's files are now in {folder / 'earlier-1'}" in capsys.readouterr().out
+    assert files(folder / "earlier-1") == left
+    assert files(finished[0]) == elsewhere
+    assert [m["step"] for m in report.read_jsonl(folder / "metrics.jsonl")] == [5]
+    assert json.loads((folder / "summary.json").read_text())["resumed_at"] == 4
+
+
+def test_a_resume_from_another_folder_replaces_no_file_of_the_users(finished, tiny_recipe, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("max_steps: 5\n")
+    for checkpoint in (str(finished[0] / "checkpoint-4"), "false"):
+        assert run(tiny_recipe, tmp_path, *finished[1], "--resume_from_checkpoint", checkpoint) == 2
+        assert "holds recipe.yaml, which no run wrote" in capsys.readouterr().err
+    assert files(tmp_path) == {"recipe.yaml": b"max_steps: 5\n"}

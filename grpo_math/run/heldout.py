@@ -14,6 +14,7 @@ from grpo_math.evaluation import Accuracy, changes, measure, sampled_differences
 from grpo_math.files import write_whole
 from grpo_math.report import AFTER as AFTER  # for those who read what is written here
 from grpo_math.report import BEFORE
+from grpo_math.run.checkpoints import goes_on_in_folder
 from grpo_math.run.prepare import Prepared
 from grpo_math.tasks.base import PLAIN_STOP
 
@@ -76,7 +77,7 @@ def measure_heldout(
 def measured_before(run: Prepared, main: bool) -> tuple[dict | None, list[dict] | None]:
     """Held-out accuracy before training; a resumed run reads what its beginning measured."""
     kept = run.folder / BEFORE
-    stored = _stored_before(run, kept) if run.checkpoint and main else None
+    stored = _stored_before(run, kept) if goes_on_in_folder(run.recipe) and main else None
     if run.trainer.accelerator.num_processes > 1:  # the main process decides, the others may not see its disk
         stored = broadcast_object_list([stored])[0]
     if stored is not None:

@@ -25,6 +25,7 @@ from grpo_math.recipe import Recipe, dump
 from grpo_math.run import checks
 from grpo_math.run.along import LooksAlong, subset_of
 from grpo_math.run.callbacks import draw_or_say, signals_interrupt
+from grpo_math.run.checkpoints import goes_on_in_folder
 from grpo_math.run.costs import clocked
 from grpo_math.run.failures import disk_failure, report_disk_failure, safe_words, save_before_failure
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
@@ -73,7 +74,7 @@ def train(recipe: Recipe) -> int:
         RewardError: for a reward function that fails, after a checkpoint.
     """
     checks.check_folder(recipe)
-    if not recipe.training.resume_from_checkpoint:
+    if not goes_on_in_folder(recipe):
         check_nothing_is_overwritten(recipe)
     with only_run_in(recipe), signals_interrupt():
         run = None
@@ -114,7 +115,7 @@ def _train(run: Prepared) -> int:
             f"The run in {folder} is finished at {finished_at} of {total} steps: nothing is trained. To train on, raise "
             f"--max_steps{'' if recipe.training.max_steps > 0 else ' or --num_train_epochs'}."
         )
-        if nothing_missing(folder, finished_at):
+        if goes_on_in_folder(recipe) and nothing_missing(folder, finished_at):
             console.print(f"Model, metrics and completions: {folder}")
             end_trackers(trainer)
             return 0
@@ -228,10 +229,10 @@ def _finished_before(folder: Path, step: int) -> int:
 
 
 def _first_files(run: Prepared, before: dict | None, records: list[dict] | None) -> None:
-    """Sets an earlier run's files aside, unless it is resumed, and writes what is known before the first step."""
+    """Sets an earlier run's files aside, unless that run goes on, and writes what is known before the first step."""
     folder, recipe = run.folder, run.recipe
     folder.mkdir(parents=True, exist_ok=True)
-    run.aside = None if run.checkpoint else set_aside(folder)
+    run.aside = None if goes_on_in_folder(recipe) else set_aside(folder)
     if run.aside is not None:
         tqdm.write(f"An earlier run's files are now in {run.aside}.")
     command = f"accelerate launch {shlex.quote(str(folder / 'recipe.yaml'))}"
