@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -101,7 +102,11 @@ class NamedReward:
         values, failure = None, None
         try:
             values, failure = self._checked(self.reward(completions=completions, **columns), completions)
-        except Exception as error:  # a user's function may raise anything; its name, row and cause are told
+        except KeyboardInterrupt:
+            raise
+        except (
+            BaseException
+        ) as error:  # a user's function may raise anything, also `sys.exit()`; its name, row and cause are told
             failure = f"raised {in_words(error)}{self._first_failing_row(completions, columns)}"
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             failure = next((other for other in gather_object([failure]) if other), None)
@@ -141,7 +146,9 @@ class NamedReward:
             }
             try:
                 self.reward(completions=completions[row : row + 1], **one)
-            except Exception:  # any kind: only which row it is counts
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # any kind: only which row it is counts
                 return f" on row {row} ({self._row(completions, row)})"
         return f" on all {size} rows together, on none alone"
 
@@ -156,7 +163,9 @@ class NamedAsyncReward(NamedReward):
     async def __call__(self, completions: Sequence, **columns) -> list[float | None]:
         try:
             values, failure = self._checked(await self.reward(completions=completions, **columns), completions)
-        except Exception as error:  # a user's function may raise anything; its name and cause are told
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # a user's function may raise anything; its name and cause are told
             values, failure = None, f"raised {in_words(error)}"
         if failure:
             raise RewardError(f"rewards: {self.__name__} {failure}", self.accelerator.num_processes == 1)

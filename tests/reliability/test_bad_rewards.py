@@ -1,8 +1,10 @@
 """Reward functions that fail: one line names the function, the row and the cause; the steps until then are kept."""
 
+import asyncio
 import itertools
 import json
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 from conftest import run
@@ -73,6 +75,8 @@ LATE = {
     "return [1.0 if i < 5 else {}['x'] for i, c in enumerate(completions)]": "raised KeyError: 'x' on all 128 rows together",
     "return [float(c) for c in completions]": "raised ValueError: could not convert string to float",
     "raise SystemError('a\\nb')": "raised SystemError: a b on row 0",
+    "import sys; sys.exit(3)": "raised SystemExit: 3 on row 0 (completion '<answer>",
+    "raise GeneratorExit": "raised GeneratorExit on row 0",
     "raise Odd": "raised Odd: (RuntimeError when its message is read) on row 0",
     "return None": "returned None, not a list",
     "return 1.0": "returned 1.0, not a list",
@@ -145,6 +149,23 @@ def test_an_asynchronous_function_is_named_too(module, tiny_recipe, tmp_path, ca
     name = module("async def reward(completions, **kwargs):\n    return [0.0]")
     assert run(tiny_recipe, tmp_path / "out", "--max_steps", "1", "--heldout_size", "0", "--rewards", name) == 2
     assert "rewards: reward returned 1 values for 128 completions. No step is saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["SystemExit", "GeneratorExit"])
+def test_an_asynchronous_function_that_ends_the_program_is_named(module, kind):
+    reward = named(resolve_reward(module(f"async def reward(completions, **kwargs):\n    raise {kind}"), "compact"))
+    reward.accelerator = SimpleNamespace(num_processes=1)
+    with pytest.raises(RewardError, match=f"rewards: reward raised {kind}"):
+        asyncio.run(reward(completions=["a"]))
+
+
+@pytest.mark.parametrize("form", ["def", "async def"])
+def test_ctrl_c_in_a_function_stays_what_it_is(module, form):
+    reward = named(
+        resolve_reward(module(f"{form} reward(completions, **kwargs):\n    raise KeyboardInterrupt"), "compact")
+    )
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(reward(completions=["a"])) if form != "def" else reward(completions=["a"])
 
 
 @pytest.mark.parametrize("kind", ["list", "tuple", "torch.tensor", "numpy.array"])
