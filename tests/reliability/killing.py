@@ -5,7 +5,8 @@ Run as a script, since each run is a forked process: torch is imported once, and
     python tests/reliability/killing.py FOLDER writes 1 2 ... -- --beta 0.1      kills at the N-th change of a file
     python tests/reliability/killing.py FOLDER moments 0.1 0.5 ... -- --beta 0.1   kills after that share of the run's time
 
-Prints one JSON object: the number of changes in a whole run, how often a run was killed, and the differences found.
+Prints one JSON object: the number of changes in a whole run, how often a run was killed and went on from a
+checkpoint, and the differences found.
 """
 
 import contextlib
@@ -104,9 +105,17 @@ def train(folder, words, at=None, total=None):
 
 
 def finish(folder, words):
-    """Resumes a run, or starts it again where nothing was saved yet."""
+    """Resumes a run, or starts it again where no checkpoint was finished yet."""
     code = ended(train(folder, [*words, "--resume_from_checkpoint", "true"]))
-    return ended(train(folder, words)) if code == 2 else code
+    return ended(train(folder, words)) if code == 2 and not any(map(is_finished, folder.glob("checkpoint-*"))) else code
+
+
+def is_finished(checkpoint):
+    """Whether the saving came to its end: `trainer_state.json` is written last, and a kill may leave it in half."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_bytes()))
+    except (OSError, ValueError):
+        return False
 
 
 def kill_after(share, folder, words, seconds):
@@ -182,7 +191,7 @@ def main(folder, mode, *rest):
     code = ended(train(whole, words, total=total))
     seconds = time.monotonic() - started
     assert code == 0, (folder / "log").read_text()[-2000:]
-    expected, found = result_of(whole), {"writes": int(total.read_text()), "killed": 0, "differences": {}}
+    expected, found = result_of(whole), {"writes": int(total.read_text()), "killed": 0, "resumed": 0, "differences": {}}
     if points == ["all"]:
         points = [str(n) for n in range(1, found["writes"] + 1)]
     for point in points:
@@ -195,6 +204,8 @@ def main(folder, mode, *rest):
         found["killed"] += code == -signal.SIGKILL
         code = finish(killed, words)
         wrong = f"exit code {code}" if code else difference(expected, result_of(killed))
+        if not code:
+            found["resumed"] += json.loads((killed / "summary.json").read_bytes())["resumed_at"] > 0
         if wrong:
             found["differences"][point] = wrong
     print(json.dumps(found))

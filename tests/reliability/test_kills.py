@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import killing
 import pytest
 from conftest import ROOT
 
@@ -33,7 +34,24 @@ def kill(folder, mode, points, words=()):
 def test_a_run_that_is_killed_while_it_saves_a_checkpoint_ends_like_one_left_alone(tmp_path):
     """One of the changes of files in the second checkpoint; the slow tests take those of the whole run."""
     found = kill(tmp_path, "writes", [47])
-    assert (found["killed"], found["differences"]) == (1, {})
+    assert (found["killed"], found["resumed"], found["differences"]) == (1, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("files", "starts"),
+    [([], 2), (["checkpoint-2/optimizer.pt"], 2), (["checkpoint-2/trainer_state.json"], 1)],
+    ids=["nothing", "half a checkpoint", "a checkpoint"],
+)
+def test_a_resume_that_refuses_a_finished_checkpoint_is_no_success(tmp_path, monkeypatch, files, starts):
+    """The comparison would hold for a run that is started afresh, too."""
+    for name in files:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"global_step": 2}')
+    codes = iter([2, 0])
+    monkeypatch.setattr(killing, "train", lambda folder, words: None)
+    monkeypatch.setattr(killing, "ended", lambda child: next(codes))
+    assert killing.finish(tmp_path, []) == (0 if starts == 2 else 2)
+    assert len(list(codes)) == 2 - starts
 
 
 @pytest.mark.slow
@@ -43,6 +61,7 @@ def test_a_run_that_is_killed_at_any_change_of_a_file_ends_like_one_left_alone(t
     found = kill(tmp_path, "writes", points)
     assert found["differences"] == {}
     assert found["killed"] >= 20
+    assert found["resumed"] >= 1
 
 
 @pytest.mark.slow
