@@ -200,6 +200,13 @@ def test_another_model_adapter_or_optimizer_is_refused(copy, tiny_recipe, capsys
     assert error.count("\n") == 1
 
 
+def test_a_default_that_is_made_at_each_start_is_told_as_a_value(tiny_recipe):
+    recipe = load_recipe(tiny_recipe, ["--countdown_operands", "[2]"])
+    stored = {name: value for name, value in recipe.values.items() if name != "countdown_operands"}
+    checkpoints.check_same_training(recipe, stored)
+    assert recipe.notes[-1].endswith("than the run was started with: countdown_operands: [3, 4] -> [2].")
+
+
 def test_a_recipe_that_cannot_be_read_is_no_hindrance(copy, tiny_recipe):
     folder, words = copy
     (folder / "recipe.yaml").write_text("{")

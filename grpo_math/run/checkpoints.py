@@ -11,6 +11,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def check_same_training(recipe: Recipe, stored: dict[str, Any]) -> None:
     for name in dict.fromkeys([*stored, *recipe.values]):
         if name not in known or name in OF_THE_START:
             continue
-        default = known[name][1].default
+        field = known[name][1]
+        default = field.default if field.default_factory is MISSING else field.default_factory()
         before, now = (values.get(name, default) for values in (stored, recipe.values))
         if before == now or (
             name == "model_name_or_path" and os.path.realpath(str(before)) == os.path.realpath(str(now))
