@@ -1,6 +1,7 @@
 """Held-out accuracy along the run: looks on a fixed subset, at a bounded cost; the best checkpoint is chosen by it."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -81,12 +82,12 @@ def test_the_subset_is_fixed():
 
 def test_a_run_keeps_the_checkpoint_with_the_best_heldout_accuracy(tiny_recipe, tmp_path, capsys):
     """At a learning rate far too high the last weights are not the best ones."""
-    code = run(
-        tiny_recipe, tmp_path, "--max_steps", "4", "--eval_steps", "1", "--save_steps", "1", "--heldout_size", "60",
+    words = [
+        "--max_steps", "4", "--eval_steps", "1", "--save_steps", "1", "--heldout_size", "60",
         "--heldout_generations", "4", "--eval_size", "40", "--load_best_model_at_end", "true", "--learning_rate", "0.3",
-        "--lr_scheduler_type", "constant", "--logging_steps", "1", "--save_total_limit", "1",
-    )  # fmt: skip
-    assert code == 0
+        "--lr_scheduler_type", "constant", "--logging_steps", "1", "--save_total_limit", "2",
+    ]  # fmt: skip
+    assert run(tiny_recipe, tmp_path, *words) == 0
     looks = report.read_jsonl(tmp_path / report.LOOKS)
     assert [look["step"] for look in looks] == [1, 2, 3, 4]
     best = max(looks, key=lambda look: look["accuracy"]["value"])["step"]
@@ -101,6 +102,14 @@ def test_a_run_keeps_the_checkpoint_with_the_best_heldout_accuracy(tiny_recipe, 
     assert summary["along"]["looks"] == 4
     assert summary["verdict"]["problems"] == 20  # those that chose no checkpoint
     assert "on the 20 problems that chose no checkpoint" in capsys.readouterr().out
+    # Made again by a resume of the finished run, it is the best model too, also where the folder was moved
+    assert best < 4
+    moved = shutil.move(tmp_path, tmp_path.with_name("moved"))
+    (moved / "model.safetensors").unlink()
+    assert run(tiny_recipe, moved, *words, "--resume_from_checkpoint", "true") == 0
+    assert "nothing is trained" in capsys.readouterr().out
+    again = load_file(moved / "model.safetensors")
+    assert all(again[name].equal(saved[name]) for name in saved)
 
 
 def test_a_run_on_a_plateau_stops(tiny_recipe, tmp_path, capsys):

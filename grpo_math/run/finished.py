@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 from peft import PeftModel
+from tqdm.auto import tqdm
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from grpo_math import report
-from grpo_math.run.checkpoints import damage_of_weights, step_of
+from grpo_math.run.checkpoints import PREFIX_CHECKPOINT_DIR, damage_of_weights, step_of
 from grpo_math.run.heldout import AFTER
 from grpo_math.run.prepare import Prepared
 from grpo_math.trainer import GRPOMathTrainer
@@ -44,11 +45,25 @@ def nothing_missing(folder: Path, step: int) -> bool:
 
 
 def load_finished(run: Prepared) -> None:
-    """The trainer as at the end of the training: weights and state of the checkpoint, no optimizer."""
+    """The trainer as at the end of the training: its state, and the last or the best weights, but no optimizer."""
     trainer = run.trainer
-    if isinstance(trainer.model, PeftModel):
-        trainer.model.load_adapter(run.checkpoint, "default", is_trainable=True)
-    else:
-        trainer._load_from_checkpoint(run.checkpoint)
     trainer.state = TrainerState.load_from_json(str(Path(run.checkpoint) / TRAINER_STATE_NAME))
+    weights = str(_best_checkpoint(run) or run.checkpoint)
+    if isinstance(trainer.model, PeftModel):
+        trainer.model.load_adapter(weights, "default", is_trainable=True)
+    else:
+        trainer._load_from_checkpoint(weights)
     run.recorder.first_step = trainer.state.global_step
+
+
+def _best_checkpoint(run: Prepared) -> Path | None:
+    """The checkpoint whose weights the training ended with under `load_best_model_at_end`, as far as it is still there."""
+    step = run.trainer.state.best_global_step
+    if not run.trainer.args.load_best_model_at_end or not step:
+        return None
+    best = Path(run.checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{step}")  # not its stored path: folders are moved
+    if best.is_dir() and damage_of_weights(best) is None:
+        return best
+    if run.trainer.accelerator.is_main_process:
+        tqdm.write(f"The best checkpoint, {best}, is not there whole: the last one's weights are taken.")
+    return None
