@@ -8,6 +8,7 @@ import pytest
 from conftest import run
 
 from grpo_math import files
+from grpo_math.errors import RecipeError
 from grpo_math.recipe import load_recipe
 from grpo_math.run import callbacks, lock
 from grpo_math.run import train as train_module
@@ -44,6 +45,33 @@ def test_a_lock_file_that_a_killed_run_left_is_no_hindrance(tiny_recipe, tmp_pat
     (tmp_path / lock.LOCK).write_text("process 1 on elsewhere, which was killed a long time ago")
     with lock.only_run_in(load_recipe(tiny_recipe, ["--output_dir", str(tmp_path)])):
         assert (tmp_path / lock.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("gone", ["folder", "file"])
+def test_a_run_that_ends_while_another_starts_is_no_hindrance(tiny_recipe, tmp_path, monkeypatch, gone):
+    """Its end removes the lock file, and the folder where that is empty, between two calls of the start."""
+    path = tmp_path / "out" / lock.LOCK
+    calls = []
+
+    def just_after_a_removal(function):
+        def call(*args, **kwargs):
+            if not calls:
+                path.unlink(missing_ok=True)
+                if gone == "folder":
+                    path.parent.rmdir()
+            calls.append(args)
+            return function(*args, **kwargs)
+
+        return call
+
+    if gone == "folder":
+        monkeypatch.setattr(lock, "open", just_after_a_removal(open), raising=False)
+    else:
+        monkeypatch.setattr(lock.os, "fstat", just_after_a_removal(os.fstat))
+    with lock.only_run_in(load_recipe(tiny_recipe, ["--output_dir", str(tmp_path / "out")])):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+        with pytest.raises(RecipeError, match="is in use by another run"):
+            lock._locked_file(load_recipe(tiny_recipe, ["--output_dir", str(tmp_path / "out")]), path)
 
 
 def test_a_file_system_without_locks_is_said(tiny_recipe, tmp_path, monkeypatch, capsys):

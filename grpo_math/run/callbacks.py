@@ -46,7 +46,6 @@ class RunRecorder(TrainerCallback):
         """The first files, once; on every process, since none may save a checkpoint before the folder is cleared."""
         if self.begun:
             return
-        self.begun = True
         if self.trainer.accelerator.is_main_process:
             if self.prepare is not None:
                 self.prepare()
@@ -54,6 +53,7 @@ class RunRecorder(TrainerCallback):
             for name in (METRICS, COMPLETIONS, LOOKS):
                 if name != LOOKS or (self.folder / LOOKS).exists():
                     keep_until(self.folder / name, self.first_step)
+        self.begun = True  # only now: until then the folder's checkpoints may be an earlier run's
         self.trainer.accelerator.wait_for_everyone()
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -40,7 +40,6 @@ def only_run_in(recipe: Recipe) -> Iterator[None]:
         return
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     with no_folder_left(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         file = _locked_file(recipe, folder / LOCK)
     try:
         yield
@@ -56,7 +55,13 @@ def only_run_in(recipe: Recipe) -> Iterator[None]:
 def _locked_file(recipe: Recipe, path: Path):
     """The open lock file; None where the file system has no locks, which is said."""
     while True:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        except FileNotFoundError:  # a run that ends has removed the folder, which was empty
+            if path.is_symlink():
+                raise
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -75,10 +80,17 @@ def _locked_file(recipe: Recipe, path: Path):
                 f"{path.parent} is on a file system without locks ({error.strerror}): start no second run in it."
             )
             return None
-        # The run before may have removed the file between our opening and our locking it
-        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        # The run before may have removed the file between our opening and our locking it, or does so now
+        if _is_file_at(file, path):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             return file
         file.close()
+
+
+def _is_file_at(file, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
