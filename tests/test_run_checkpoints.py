@@ -1,15 +1,20 @@
 """A run resumes from the newest whole checkpoint, as the same training, and a finished one trains no step more."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, run
 
 from grpo_math import report
+from grpo_math.errors import RecipeError
 from grpo_math.recipe import load_recipe
 from grpo_math.run import checkpoints
+from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
+from grpo_math.trainer import GRPOMathTrainer
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
 
@@ -236,3 +241,75 @@ def test_a_resume_from_another_folder_replaces_no_file_of_the_users(finished, ti
         assert run(tiny_recipe, tmp_path, *finished[1], "--resume_from_checkpoint", checkpoint) == 2
         assert "holds recipe.yaml, which no run wrote" in capsys.readouterr().err
     assert files(tmp_path) == {"recipe.yaml": b"max_steps: 5\n"}
+
+
+def test_a_branch_that_was_left_is_not_resumed_from(copy, tiny_recipe, monkeypatch, capsys):
+    """Back to step 2, killed before the next checkpoint: the old checkpoint of step 4 belongs to no run that goes on."""
+    folder, words = copy
+    old = files(folder / "checkpoint-4")
+    step = GRPOMathTrainer.training_step
+
+    def killed_in_the_fourth_step(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOMathTrainer, "training_step", killed_in_the_fourth_step)
+    assert run(tiny_recipe, folder, *words[:-1], str(folder / "checkpoint-2")) == 130
+    assert f"The checkpoints after step 2, where this run goes on, are now in {folder / 'earlier-1'}." in (
+        capsys.readouterr().out
+    )
+    assert files(folder / "earlier-1" / "checkpoint-4") == old
+    monkeypatch.undo()
+    assert run(tiny_recipe, folder, *words) == 0
+    assert json.loads((folder / "summary.json").read_text())["resumed_at"] == 2
+
+
+def test_a_kill_while_files_are_set_aside_leaves_no_checkpoint_without_its_recipe(finished, tmp_path, monkeypatch):
+    """After each of the renames: no other training takes the checkpoints for its own, and a new start moves the rest."""
+    rename, original, moves, killed = Path.rename, files(finished[0]), 0, True
+    while killed:
+        folder, killed, left = tmp_path / str(moves), False, moves
+        shutil.copytree(finished[0], folder)
+
+        def killed_after_some(path, target):
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", killed_after_some)
+        try:
+            set_aside(folder)
+        except KeyboardInterrupt:
+            killed = True
+        monkeypatch.undo()
+
+        words = ["--output_dir", str(folder), "--optim", "sgd"]
+        recipe = load_recipe(ROOT / "recipes" / "countdown_tiny.yaml", [*words, "--resume_from_checkpoint", "true"])
+        with pytest.raises(RecipeError, match=r"was trained with optim|holds no checkpoint"):
+            checkpoints.checkpoint_of(recipe)
+        check_nothing_is_overwritten(load_recipe(ROOT / "recipes" / "countdown_tiny.yaml", words))
+        set_aside(folder)
+        aside = sorted(folder.iterdir())
+        assert {path.name for path in aside} <= {"earlier-1", "earlier-2"}
+        assert {name: data for path in aside for name, data in files(path).items()} == original
+        shutil.rmtree(folder)
+        moves += 1
+    assert moves > 10
+
+
+def test_a_start_that_cannot_set_the_earlier_run_aside_calls_nothing_of_that_run_its_own(
+    copy, tiny_recipe, monkeypatch, capsys
+):
+    folder, words = copy
+    left = files(folder)
+
+    def full_disk(folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr("grpo_math.run.train.set_aside", full_disk)
+    assert run(tiny_recipe, folder, *words[:-2]) == 1
+    assert "No step is saved: start again" in capsys.readouterr().err.splitlines()[-1]
+    assert files(folder) == left

@@ -6,11 +6,13 @@ import os
 import re
 from pathlib import Path
 
+from transformers.trainer import TRAINER_STATE_NAME
+
 from grpo_math import models, report
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe
 from grpo_math.recipe.sources import DUMP_HEAD
-from grpo_math.run.checkpoints import CHECKPOINT, RECIPE
+from grpo_math.run.checkpoints import CHECKPOINT, RECIPE, checkpoints_of, step_in_name
 from grpo_math.run.heldout import AFTER, BEFORE
 from grpo_math.trainer.checkpoints import CARD, is_generated_card
 
@@ -88,18 +90,31 @@ def set_aside(folder: Path) -> Path | None:
     """
     Moves an earlier run's outputs into `folder/earlier-N`, so that a new run neither mixes with nor deletes them.
 
-    Only files that a run wrote are moved, by their exact names; a README.md only where it is a trainer's model card.
+    Only files that a run wrote are moved, by their exact names; a README.md only where it is a trainer's model card. The
+    recipe is the last: a kill on the way leaves no checkpoint without the values that it was trained with.
     """
-    present = [folder / name for name in (*OUTPUTS, *DAMAGED, *MEASURED) if (folder / name).exists()]
-    present += [path for path in sorted(folder.iterdir()) if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    present += model_files(folder)
+    names = (name for name in (*OUTPUTS, *DAMAGED, *MEASURED) if name != RECIPE)
+    present = [*reversed(checkpoints_of(folder)), *model_files(folder)]
+    present += [folder / name for name in names if (folder / name).exists()]
     if is_generated_card(folder / CARD):
         present.append(folder / CARD)
-    if not present:
+    if (folder / RECIPE).exists():
+        present.append(folder / RECIPE)
+    return _moved_aside(folder, present)
+
+
+def set_checkpoints_aside(folder: Path, step: int) -> Path | None:
+    """Moves finished checkpoints beyond a step into `folder/earlier-N`: a run that goes on from there leaves their branch."""
+    left = [path for path in checkpoints_of(folder) if step_in_name(path) > step]
+    return _moved_aside(folder, [path for path in left if (path / TRAINER_STATE_NAME).is_file()])
+
+
+def _moved_aside(folder: Path, paths: list[Path]) -> Path | None:
+    if not paths:
         return None
     numbers = [int(found[1]) for path in folder.iterdir() if (found := EARLIER.fullmatch(path.name))]
     aside = folder / f"earlier-{1 + max(numbers, default=0)}"
     aside.mkdir()
-    for path in dict.fromkeys(present):
+    for path in dict.fromkeys(paths):
         path.rename(aside / path.name)
     return aside

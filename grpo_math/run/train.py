@@ -29,7 +29,7 @@ from grpo_math.run.checkpoints import goes_on_in_folder
 from grpo_math.run.costs import clocked
 from grpo_math.run.failures import disk_failure, report_disk_failure, safe_words, save_before_failure
 from grpo_math.run.finished import finished_step, load_finished, nothing_missing, total_steps
-from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
+from grpo_math.run.folder import check_nothing_is_overwritten, set_aside, set_checkpoints_aside
 from grpo_math.run.heldout import (
     AFTER,
     BEFORE,
@@ -232,9 +232,15 @@ def _first_files(run: Prepared, before: dict | None, records: list[dict] | None)
     """Sets an earlier run's files aside, unless that run goes on, and writes what is known before the first step."""
     folder, recipe = run.folder, run.recipe
     folder.mkdir(parents=True, exist_ok=True)
-    run.aside = None if goes_on_in_folder(recipe) else set_aside(folder)
-    if run.aside is not None:
-        tqdm.write(f"An earlier run's files are now in {run.aside}.")
+    if goes_on_in_folder(recipe):
+        step = run.recorder.first_step
+        branch = set_checkpoints_aside(folder, step)
+        if branch is not None:
+            tqdm.write(f"The checkpoints after step {step}, where this run goes on, are now in {branch}.")
+    else:
+        run.aside = set_aside(folder)
+        if run.aside is not None:
+            tqdm.write(f"An earlier run's files are now in {run.aside}.")
     command = f"accelerate launch {shlex.quote(str(folder / 'recipe.yaml'))}"
     text = dump(recipe.values, f"What {recipe.path.name} ran with.   Run: {command}")
     write_whole(folder / "recipe.yaml", text)
