@@ -14,6 +14,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trl:GRPOTrainer._generate_single_turn",
         "trl:GRPOTrainer._get_per_token_logps_and_entropies",
         "trl:GRPOTrainer._load_optimizer_and_scheduler",
+        "trl:GRPOTrainer._maybe_log_save_evaluate",
         "trl:GRPOTrainer._prepare_inputs",
         "trl:GRPOTrainer._save_checkpoint",
         "trl:GRPOTrainer._save_rng_state",

@@ -58,6 +58,38 @@ def test_a_checkpoint_is_left_and_the_commands_go_on(tiny_recipe, tmp_path, caps
     assert json.loads((tmp_path / "summary.json").read_text())["resumed_at"] == 3
 
 
+@pytest.mark.parametrize("spread", [1, 2], ids=["one step a generation", "two steps a generation"])
+def test_what_is_saved_in_the_middle_of_a_step_goes_on_like_a_run_left_alone(
+    tiny_recipe, tmp_path, monkeypatch, spread
+):
+    """Four micro-batches a step; memory ends in the second step, for which a generation is made or still in use."""
+    from safetensors.torch import load_file
+
+    words = [
+        "--heldout_size", "0", "--num_generations", "4", "--per_device_train_batch_size", "4", "--max_steps", "3",
+        "--gradient_accumulation_steps", "4", "--steps_per_generation", str(4 * spread),
+    ]  # fmt: skip
+    assert run(tiny_recipe, tmp_path / "whole", *words) == 0
+    method = GRPOMathTrainer.training_step
+
+    def failing(self, *args, **kwargs):
+        if self._step == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return method(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GRPOMathTrainer, "training_step", failing)
+        assert run(tiny_recipe, tmp_path / "out", *words) == 1
+    kept = tmp_path / "out" / "checkpoint-1" / "generation_0.pt"
+    assert kept.exists() == (spread == 2)
+    assert run(tiny_recipe, tmp_path / "out", *words, "--resume_from_checkpoint", "true") == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["resumed_at"] == 1
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    assert ours.keys() == theirs.keys()
+    if spread == 2:  # else what is generated anew follows from random numbers that the broken-off step has used
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_right_after_a_resume_the_checkpoint_is_named(tiny_recipe, tmp_path, capsys, monkeypatch):
     words = ["--max_steps", "2", "--save_steps", "1", "--heldout_size", "2", "--learning_rate", "1e-4"]
     assert run(tiny_recipe, tmp_path, *words) == 0

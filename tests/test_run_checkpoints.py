@@ -11,7 +11,7 @@ from conftest import ROOT, run
 
 from grpo_math import report
 from grpo_math.errors import RecipeError
-from grpo_math.recipe import load_recipe
+from grpo_math.recipe import dump, load_recipe
 from grpo_math.run import checkpoints
 from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
 from grpo_math.trainer import GRPOMathTrainer
@@ -100,15 +100,27 @@ def test_an_adapter_in_a_folder_of_its_own_is_looked_at_too(finished, tmp_path):
 
 
 def test_a_generation_batch_that_is_still_in_use_is_missed(finished, tmp_path):
-    """Steps 2 and 4 lie within the three steps of a generation, step 3 ends one."""
-    recipe = load_recipe(
-        ROOT / "recipes" / "countdown_tiny.yaml", ["--steps_per_generation", "3", "--dynamic_sampling", "1"]
-    )
-    stored = {**recipe.values}
-    for step, names in ((2, ["generation_0.pt"]), (3, []), (4, ["generation_0.pt"])):
-        found = checkpoints.own_files_of(tmp_path / f"checkpoint-{step}", recipe, stored)
-        assert found == ["grpo_math_state.json", *names]
-    assert checkpoints.damage_of(finished[0] / "checkpoint-4", 1, ["generation_0.pt"]) == "generation_0.pt is missing"
+    """A checkpoint names the files of its own."""
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(finished[0] / "checkpoint-4", folder)
+    assert json.loads((folder / "grpo_math_state.json").read_text()) == {"files": []}
+    (folder / "grpo_math_state.json").write_text('{"files": ["generation_0.pt"]}')
+    assert checkpoints.damage_of(folder) == "generation_0.pt is missing"
+    cut(folder / "grpo_math_state.json", 5)
+    assert checkpoints.damage_of(folder) == "grpo_math_state.json cannot be read (JSONDecodeError)"
+
+
+@pytest.mark.parametrize(
+    "option", [["--kl_target", "0.02", "--beta", "0.1"], ["--dynamic_sampling", "1"], ["--steps_per_generation", "3"]]
+)
+def test_checkpoints_stay_whole_when_an_option_is_switched_on_and_the_run_killed_before_it_saves(
+    copy, tiny_recipe, option
+):
+    """The folder's recipe has the option then, the checkpoints are of a run without it."""
+    folder, words = copy
+    recipe = load_recipe(tiny_recipe, ["--output_dir", str(folder), *words, *option])
+    (folder / "recipe.yaml").write_text(dump(recipe.values, "What a run ran with"))
+    assert checkpoints.checkpoint_of(recipe) == str(folder / "checkpoint-4")
 
 
 def test_each_process_has_a_random_state_unless_one_process_saved_for_all(finished, tmp_path):

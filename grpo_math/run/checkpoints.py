@@ -10,7 +10,6 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe, fields, read_yaml
-from grpo_math.trainer.checkpoints import CHECKPOINT, STATE_FILE, generation_file, is_between_generations
+from grpo_math.trainer.checkpoints import CHECKPOINT, STATE_FILE
 
 # What DeepSpeed and FSDP write in place of `optimizer.pt`: folders
 SHARDED_OPTIMIZER = ("global_step*", "optimizer_*", "pytorch_model_fsdp*")
@@ -37,18 +36,17 @@ def step_in_name(path: Path) -> int:
     return int(CHECKPOINT.fullmatch(path.name)[1])
 
 
-def damage_of(folder: Path, world_size: int = 1, own_files: Sequence[str] = ()) -> str | None:
+def damage_of(folder: Path, world_size: int = 1) -> str | None:
     """
     Why a run cannot go on from a checkpoint: the file that is missing or torn; None for a whole one.
 
     Args:
         folder: The checkpoint.
         world_size: Processes; each has a file with its random state. A checkpoint of a single process serves several.
-        own_files: What is in it beside TRL's files (`own_files_of`).
     """
     sharded = any(path.is_dir() for pattern in SHARDED_OPTIMIZER for path in folder.glob(pattern))
     files = {path.name for path in folder.iterdir() if path.is_file()}
-    needed = [TRAINER_STATE_NAME, *own_files]
+    needed = [TRAINER_STATE_NAME, *own_files_of(folder)]
     if not sharded:
         needed += [SCHEDULER_NAME, OPTIMIZER_NAME_BIN if OPTIMIZER_NAME_BIN in files else OPTIMIZER_NAME]
     alone, several = "rng_state.pth" in files, "rng_state_0.pth" in files
@@ -162,17 +160,13 @@ def check_same_training(recipe: Recipe, stored: dict[str, Any]) -> None:
         recipe.notes.append(f"Resumed with other settings than the run was started with: {', '.join(changed)}.")
 
 
-def own_files_of(checkpoint: Path, recipe: Recipe, stored: dict[str, Any]) -> list[str]:
-    """What the trainer's options have kept in a checkpoint of the run that had the values `stored`."""
-    args, names = recipe.training, []
-    if any(stored.get(name) and recipe.values.get(name) for name in ("kl_target", "dynamic_sampling")):
-        names.append(STATE_FILE)
-    dividing = ("gradient_accumulation_steps", "steps_per_generation", "num_iterations", "generation_batch_size")
-    found = CHECKPOINT.fullmatch(checkpoint.name)
-    alike = found and stored and all(stored.get(name) == recipe.values.get(name) for name in dividing)
-    if alike and is_between_generations(args, int(found[1]) * args.gradient_accumulation_steps):
-        names += [generation_file(rank) for rank in range(args.world_size)]
-    return names
+def own_files_of(checkpoint: Path) -> list[str]:
+    """What a checkpoint holds beside TRL's files, as it says itself: the options may be others at a resume."""
+    try:
+        names = json.loads((checkpoint / STATE_FILE).read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # TRL's own, or torn, which its reader finds
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def checkpoint_of(recipe: Recipe) -> str | None:
@@ -197,7 +191,7 @@ def checkpoint_of(recipe: Recipe) -> str | None:
                 f"{place}: resume_from_checkpoint: {wanted} is no checkpoint (no {TRAINER_STATE_NAME}); name a folder "
                 f"{PREFIX_CHECKPOINT_DIR}-N of a run"
             )
-        damage = damage_of(Path(wanted), args.world_size, own_files_of(Path(wanted), recipe, stored))
+        damage = damage_of(Path(wanted), args.world_size)
         if damage:
             raise RecipeError(
                 f"{place}: resume_from_checkpoint: {wanted} is not whole: {damage}; name an older one, or "
@@ -208,7 +202,7 @@ def checkpoint_of(recipe: Recipe) -> str | None:
     found = checkpoints_of(folder) if folder.is_dir() else []
     torn = []
     for path in found:
-        damage = damage_of(path, args.world_size, own_files_of(path, recipe, stored))
+        damage = damage_of(path, args.world_size)
         if damage is None:
             if torn:
                 recipe.notes.append(

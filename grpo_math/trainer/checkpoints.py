@@ -21,7 +21,7 @@ from grpo_math.files import write_whole
 
 CARD = "README.md"
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-# As far as the options are in use: the adapted beta, the place among the fresh prompts
+# The names of the checkpoint's own files; as far as the options are in use: the adapted beta, the place among the fresh prompts
 STATE_FILE = "grpo_math_state.json"
 
 
@@ -57,14 +57,36 @@ def is_between_generations(args: Any, micro_steps: int) -> bool:
     return micro_steps % (args.steps_per_generation * args.num_iterations) != 0
 
 
+def keeps_generation(trainer: Any) -> bool:
+    """
+    Whether the generation batch in use is the one that the last finished optimizer step has left in use: out of memory ends
+    a run within the next step, which may have generated anew.
+    """
+    finished, period = trainer._finished_micro_steps, trainer.args.steps_per_generation * trainer.args.num_iterations
+    alike = trainer._buffered_inputs is not None and trainer._step // period == finished // period
+    return alike and is_between_generations(trainer.args, finished)
+
+
+def division_of(args: Any) -> list[int]:
+    """What decides which rows a micro-batch of a generation batch holds, and when it is used."""
+    return [
+        args.gradient_accumulation_steps,
+        args.steps_per_generation,
+        args.num_iterations,
+        args.per_device_train_batch_size,
+        args.world_size,
+    ]
+
+
 def save_generation(trainer: Any, folder: Path) -> None:
     """Keeps the generation batch in use, of which TRL's checkpoint knows nothing; each process calls it."""
     path = folder / generation_file(trainer.args.process_index)
-    if trainer._buffered_inputs is None or not is_between_generations(trainer.args, trainer._step):
+    if not keeps_generation(trainer):
         path.unlink(missing_ok=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"step": trainer._step, "batches": trainer._buffered_inputs}, path)
+    kept = {"step": trainer._finished_micro_steps, "batches": trainer._buffered_inputs}
+    torch.save({**kept, "division": division_of(trainer.args)}, path)
 
 
 def load_generation(trainer: Any, folder: Path) -> None:
@@ -73,7 +95,7 @@ def load_generation(trainer: Any, folder: Path) -> None:
     if not path.exists():
         return
     kept = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
-    if len(kept["batches"]) == trainer.args.steps_per_generation:
+    if kept.get("division") == division_of(trainer.args):
         trainer._step, trainer._buffered_inputs = kept["step"], kept["batches"]
 
 
@@ -90,9 +112,9 @@ def begin_checkpoint(trainer: Any, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-    state = state_of(trainer)
-    if state:
-        write_whole(folder / STATE_FILE, json.dumps(state))
+    ranks = range(trainer.args.world_size) if keeps_generation(trainer) else ()
+    state = {"files": [generation_file(rank) for rank in ranks], **state_of(trainer)}
+    write_whole(folder / STATE_FILE, json.dumps(state))
     save_generation(trainer, folder)
 
 

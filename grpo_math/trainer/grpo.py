@@ -56,6 +56,7 @@ class GRPOMathTrainer(GRPOTrainer):
         math_args = args if isinstance(args, GRPOMathConfig) else None
         self._warn_once = exactness.WarnOnce()
         self._loss_inputs = self._rewards = None  # of the running loss, of the running generation
+        self._finished_micro_steps = 0  # TRL's `_step` at the end of the last optimizer step
         self._variant = Variant(math_args)
         self._old_logps = OldLogps(self)
         self._dynamic_sampling = DynamicSampling(math_args.dynamic_sampling if math_args else 0, args.seed)
@@ -289,6 +290,11 @@ class GRPOMathTrainer(GRPOTrainer):
         return loss
 
     # --- checkpoints ---
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Notes how many micro-batches the finished optimizer steps took."""
+        self._finished_micro_steps = self._step
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
         """Saves the options' state first, so that `trainer_state.json` ends the checkpoint; deletes checkpoints only."""
