@@ -120,3 +120,17 @@ def test_before_the_first_step_there_is_nothing_to_save(tiny_recipe, tmp_path, c
     assert "accelerate launch" not in printed
     assert memory_command(printed)[1].training.max_steps == 2
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_step_that_fails_right_after_a_resume_saves_nothing(tiny_recipe, tmp_path, capsys, monkeypatch):
+    words = ["--max_steps", "4", "--heldout_size", "0"]
+    with monkeypatch.context() as patched:
+        fail_at(patched, "training_step", 2)
+        assert run(tiny_recipe, tmp_path / "first", *words) == 1
+        capsys.readouterr()
+        checkpoint = tmp_path / "first" / "checkpoint-2"
+        assert run(tiny_recipe, tmp_path / "second", *words, "--resume_from_checkpoint", str(checkpoint)) == 1
+    printed = capsys.readouterr().err
+    assert f"No step was finished since the resume: {checkpoint} still holds the run." in printed
+    assert f"--resume_from_checkpoint {checkpoint}" in printed
+    assert not (tmp_path / "second" / "checkpoint-2").exists()

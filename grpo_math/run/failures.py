@@ -42,11 +42,16 @@ def report_disk_failure(recipe: Recipe, run: Prepared | None, cause: str) -> Non
         print(f"grpo-math: error: output_dir: {folder}: {cause}. {safe_words(recipe, folder, run)}", file=sys.stderr)
 
 
+def has_new_step(run: Prepared | None) -> bool:
+    """Whether a step was finished since the start, or the resume: what there is to save."""
+    return run is not None and run.recorder.begun and run.trainer.state.global_step > run.recorder.first_step
+
+
 def save_before_failure(recipe: Recipe, run: Prepared) -> str:
     """Saves a checkpoint of the last finished step, on all processes, and says what is safe."""
     folder = run.folder
     try:
-        if run.trainer.state.global_step > run.recorder.first_step:
+        if has_new_step(run):
             save_checkpoint(run.trainer, folder)
     except Exception as error:  # whatever fails while saving, the first failure is what the user needs to read
         return f"No checkpoint could be saved ({type(error).__name__}: {error}). {safe_words(recipe, folder, run)}"

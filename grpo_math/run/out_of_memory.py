@@ -11,6 +11,7 @@ from rich.console import Console
 from grpo_math.memory import as_arguments
 from grpo_math.recipe import Recipe
 from grpo_math.run.checkpoints import checkpoint_of, save_checkpoint
+from grpo_math.run.failures import has_new_step
 from grpo_math.run.prepare import Prepared
 
 # Functions on the way to an allocation that failed -> what the run was doing. The first of this list that is there decides.
@@ -66,8 +67,7 @@ def report_out_of_memory(recipe: Recipe, run: Prepared | None, error: RuntimeErr
 def _say_what_is_saved(console: Console, recipe: Recipe, run: Prepared | None) -> str:
     """Saves a checkpoint where there is a finished step. Returns the words that resume from it, or nothing."""
     resumed_from = run.checkpoint if run is not None else checkpoint_of(recipe)
-    step = run.trainer.state.global_step if run is not None else 0
-    if step == 0:
+    if not has_new_step(run):
         if resumed_from is None:
             console.print("No step was finished: there is nothing to save.")
             return ""
@@ -82,5 +82,5 @@ def _say_what_is_saved(console: Console, recipe: Recipe, run: Prepared | None) -
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         saved = save_checkpoint(trainer, run.folder)
-        console.print(f"Checkpoint of step {step}: {saved}")
+        console.print(f"Checkpoint of step {trainer.state.global_step}: {saved}")
     return "--resume_from_checkpoint true"

@@ -39,7 +39,7 @@ GSM8K = {
     "a text": (GOOD + '"x"\n', UNREADABLE + "ArrowInvalid"),
     "null": (GOOD + "null\n", "{path}, row 2: column `question` must be text, not None"),
     "lists nested 1,100 deep": ('{"question":' + "[" * 1100 + "]" * 1100 + ',"answer":"#### 1"}\n', UNREADABLE),
-    "objects nested 1,100 deep": ('{"question":' + '{"a":' * 1100 + "1" + "}" * 1101 + "\n", ""),
+    "objects nested 1,100 deep": ('{"question":' + '{"a":' * 1100 + "1" + "}" * 1101 + "\n", UNREADABLE),
     "100,000 brackets": ("[" * 100_000, UNREADABLE),
     "UTF-16": (GOOD.encode("utf-16"), UNREADABLE + "ArrowInvalid"),
     "Latin-1": ('{"question": "é", "answer": "#### 1"}\n'.encode("latin-1") * 2, UNREADABLE),
