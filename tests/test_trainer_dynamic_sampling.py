@@ -208,7 +208,7 @@ def test_a_resumed_run_draws_the_fresh_prompts_that_follow(tmp_path, rows, strea
 def test_a_checkpoint_without_our_state_loads(tmp_path):
     train(True, tmp_path, save_strategy="steps", save_steps=1)
     checkpoint = tmp_path / "checkpoint-1"
-    (checkpoint / STATE_FILE).unlink()
+    assert not (checkpoint / STATE_FILE).exists()
     resumed = train(
         True, tmp_path, max_steps=2, dynamic_sampling=10, reward_funcs=words_only, resume_from=str(checkpoint)
     )

@@ -112,9 +112,12 @@ def begin_checkpoint(trainer: Any, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-    ranks = range(trainer.args.world_size) if keeps_generation(trainer) else ()
-    state = {"files": [generation_file(rank) for rank in ranks], **state_of(trainer)}
-    write_whole(folder / STATE_FILE, json.dumps(state))
+    files = [generation_file(rank) for rank in range(trainer.args.world_size)] if keeps_generation(trainer) else []
+    state = state_of(trainer)
+    if files or state:
+        write_whole(folder / STATE_FILE, json.dumps({"files": files, **state}))
+    else:  # TRL's own files are all there is
+        (folder / STATE_FILE).unlink(missing_ok=True)
     save_generation(trainer, folder)
 
 
