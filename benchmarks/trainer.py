@@ -194,7 +194,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--float32", action="store_true", help="whole steps in float32 instead of bf16 autocast")
     args = parser.parse_args(argv)
     stored = common.RESULTS / "trainer.json"
-    data = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() and len(args.parts) < len(PARTS) else {}
+    data = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         folder = common.smollm2_folder(out)

@@ -20,20 +20,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe, fields, read_yaml
-from grpo_math.trainer.checkpoints import CHECKPOINT, STATE_FILE
+from grpo_math.trainer.checkpoints import STATE_FILE, checkpoints_of
 
 # What DeepSpeed and FSDP write in place of `optimizer.pt`: folders
 SHARDED_OPTIMIZER = ("global_step*", "optimizer_*", "pytorch_model_fsdp*")
-
-
-def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder, whole or not, the newest first."""
-    found = [path for path in folder.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=step_in_name, reverse=True)
-
-
-def step_in_name(path: Path) -> int:
-    return int(CHECKPOINT.fullmatch(path.name)[1])
 
 
 def damage_of(folder: Path, world_size: int = 1) -> str | None:

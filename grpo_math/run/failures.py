@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from grpo_math.recipe import Recipe
-from grpo_math.run.checkpoints import checkpoints_of, damage_of, save_checkpoint
+from grpo_math.run.checkpoints import damage_of, save_checkpoint
 from grpo_math.run.prepare import Prepared
+from grpo_math.trainer.checkpoints import checkpoints_of
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How libraries that write files of their own say that a write failed

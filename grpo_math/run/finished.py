@@ -9,9 +9,10 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math import report
-from grpo_math.run.checkpoints import PREFIX_CHECKPOINT_DIR, damage_of_weights, step_of
+from grpo_math.run.checkpoints import damage_of_weights, step_of
 from grpo_math.run.heldout import AFTER
 from grpo_math.run.prepare import Prepared
 from grpo_math.trainer import GRPOMathTrainer

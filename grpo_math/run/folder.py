@@ -12,9 +12,9 @@ from grpo_math import models, report
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe
 from grpo_math.recipe.sources import DUMP_HEAD
-from grpo_math.run.checkpoints import CHECKPOINT, RECIPE, checkpoints_of, step_in_name
+from grpo_math.run.checkpoints import RECIPE
 from grpo_math.run.heldout import AFTER, BEFORE
-from grpo_math.trainer.checkpoints import CARD, is_generated_card
+from grpo_math.trainer.checkpoints import CARD, checkpoints_of, is_generated_card, step_in_name
 
 OUTPUTS = (
     report.METRICS,
@@ -58,7 +58,7 @@ def holds_run(folder: Path) -> bool:
     """Whether a run has written into a folder: its recipe, its metrics or a checkpoint."""
     if is_runs_recipe(folder / RECIPE) or (folder / report.METRICS).is_file():
         return True
-    return any(CHECKPOINT.fullmatch(path.name) and path.is_dir() for path in folder.iterdir())
+    return bool(checkpoints_of(folder))
 
 
 def check_nothing_is_overwritten(recipe: Recipe) -> None:

@@ -104,9 +104,7 @@ class NamedReward:
             values, failure = self._checked(self.reward(completions=completions, **columns), completions)
         except KeyboardInterrupt:
             raise
-        except (
-            BaseException
-        ) as error:  # a user's function may raise anything, also `sys.exit()`; its name, row and cause are told
+        except BaseException as error:  # a user's function may raise anything, also `sys.exit()`; its cause is told
             failure = f"raised {in_words(error)}{self._first_failing_row(completions, columns)}"
         if self.accelerator is not None and self.accelerator.num_processes > 1:
             failure = next((other for other in gather_object([failure]) if other), None)

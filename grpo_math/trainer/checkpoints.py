@@ -25,6 +25,16 @@ CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 STATE_FILE = "grpo_math_state.json"
 
 
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder, whole or not, the newest first."""
+    found = [path for path in folder.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=step_in_name, reverse=True)
+
+
+def step_in_name(path: Path) -> int:
+    return int(CHECKPOINT.fullmatch(path.name)[1])
+
+
 def is_generated_card(path: Path) -> bool:
     """Whether a README.md is a model card that a trainer wrote: its metadata name TRL."""
     try:
@@ -155,10 +165,9 @@ def delete_oldest(trainer: Any, saved: Path) -> None:
     limit = trainer.args.save_total_limit
     if not limit or limit < 0:
         return
-    found = [path for path in saved.parent.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name)]
-    steps = {path: int(CHECKPOINT.fullmatch(path.name)[1]) for path in found}
+    found = checkpoints_of(saved.parent)[::-1]
     # Steps that the training has not reached are of a branch that it has left
-    found.sort(key=lambda path: (steps[path] <= trainer.state.global_step, steps[path]))
+    found.sort(key=lambda path: step_in_name(path) <= trainer.state.global_step)
     best = trainer.state.best_model_checkpoint
     kept = {saved.name} if best is None else {saved.name, Path(best).name}
     others = [path for path in found if path.name not in kept]
