@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from reward_texts import value
 
-from grpo_math.answers import Extraction, extract
+from grpo_math.answers import NOTHING, extract
 
 FINAL = [
     # every form
@@ -60,6 +60,8 @@ FINAL = [
     # explicit markers before bold
     ("**7** eggs and **9** more.\n#### 16\n**Done** in **2** steps", 16, "hash"),
     ("**Step 1:** 3\n**Step 2:** 4\nso **7** eggs\n**Note**", 7, "bold"),
+    ("so **7** eggs by **Step 2**.", 7, "bold"),
+    ("so **7** eggs, **0." + "3" * 400 + "** of all.", 7, "bold"),
     # what follows does not count
     ("#### 7\nThis took 3 steps.", 7, "hash"),
     ("#### 7\n\n(Not 9, as one may think.)", 7, "hash"),
@@ -115,7 +117,7 @@ NO_MARKER = [
 
 @pytest.mark.parametrize("text", NO_MARKER)
 def test_text_without_a_marker_has_no_answer(text):
-    assert extract(text) == Extraction(None, "none", None, None)
+    assert extract(text) == NOTHING
 
 
 EMPTY = [
@@ -127,7 +129,6 @@ EMPTY = [
     "#### nan",
     "#### unknown",
     "#### 7 + the rest",
-    "**7**\nNo.\n**3 + the rest**",
     "A:\n7",
     "A: \nNote: 7 is mentioned.",
     "\\boxed{}",
@@ -140,8 +141,6 @@ EMPTY = [
     "<answer>7</answer> so <answer> </answer>",
     "The answer is .",
     "The answer is unknown.",
-    "**7**\nNo.\n**None**",
-    "**7**\nNo.\n**0." + "3" * 400 + "**",
     "\\boxed{10^{10^{10}}}",
     "\\boxed{1000000000!}",
 ]

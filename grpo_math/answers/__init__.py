@@ -27,7 +27,7 @@ al. 2021, arXiv 2110.14168).
 ```python
 >>> from grpo_math.answers import extract
 >>> extract("First \\boxed{26}. No, 9 * 2 is less, so the answer is \\boxed{$18.00}.")
-Extraction(value=Fraction(18, 1), status='ok', form='boxed', span=(62, 67), rule='last marker')
+Extraction(value=18, status='ok', form='boxed', span=(62, 67), rule='last marker')
 >>> extract("#### 18 or 20").status
 'hedged'
 ```
@@ -37,21 +37,20 @@ three also import `markers`.
 """
 
 from grpo_math.answers.choice import final_reading
-from grpo_math.answers.final import RULES, Extraction, extract, first_stated, hide_thinking, stated_number
-from grpo_math.answers.markers import FORMS, Marker, Reading, Stated, check_forms, markers_from_the_end
+from grpo_math.answers.final import NOTHING, RULES, extract, first_stated, hide_thinking
+from grpo_math.answers.markers import FORMS, Extraction, Marker, Reading, check_forms, markers_from_the_end
 
 __all__ = [
     "FORMS",
+    "NOTHING",
     "RULES",
     "Extraction",
     "Marker",
     "Reading",
-    "Stated",
     "check_forms",
     "extract",
     "final_reading",
     "first_stated",
     "hide_thinking",
     "markers_from_the_end",
-    "stated_number",
 ]

@@ -3,29 +3,32 @@
 import re
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import NamedTuple
 
-from grpo_math.answers.markers import STRONG, WINDOW, Marker, Reader, Reading, Stated
+from grpo_math.answers.markers import STRONG, Extraction, Marker, Reader, Reading
 from grpo_math.answers.tokens import parse_number
-from grpo_math.answers.words import JOINERS, LEAD_INS
+from grpo_math.answers.words import CORRECTIONS, JOINERS, LEAD_INS
 
 _MAX_GAP = 100  # characters between two markers side by side
 _OPENING_MARKUP = " \t\r\n*_`$:\\([{\"'"
-_CORRECTION = re.compile(
-    r"\b(?:wait|no|not|wrong|incorrect|mistake|error|actually|oops|sorry|instead|hm+|correction|however|but|forgot"
-    r"|should|again|rather)\b",
-    re.I,
-)
-_OR = re.compile(r"\bor\b", re.I)
+_CORRECTION = re.compile(rf"\b(?:{'|'.join(sorted(CORRECTIONS))})\b", re.I)
 _JOINING = re.compile(
     rf"[\W_]*(?:(?:{'|'.join(sorted(JOINERS | LEAD_INS))})\b[\W_]*)*"
     r"(?:\d{1,2}[.)]\s[\W_]*)?",  # the number of a list
     re.I,
 )
 
-Item = tuple[Marker, Reading]
+
+class _Item(NamedTuple):
+    """A marker that states something, with what it states."""
+
+    form: str
+    begin: int
+    end: int  # an open marker ends with its number
+    reading: Reading
 
 
-def final_reading(text: str, found: Iterable[Marker], read: Reader) -> Stated | None:
+def final_reading(text: str, found: Iterable[Marker], read: Reader) -> Extraction | None:
     """Return what the deciding marker states, `"hedged"` if another value stands beside it.
 
     Args:
@@ -38,102 +41,51 @@ def final_reading(text: str, found: Iterable[Marker], read: Reader) -> Stated | 
             no marker (a heading, "the answer is easy to see").
 
     Returns:
-        `Stated`, or `None` without a marker.
+        [`Extraction`], or `None` without a marker.
     """
-    markers = list(found)
-    final, i = _item_before(text, markers, 0, len(text), read)
-    if final is None:
+    items = _items(text, found, read)
+    if not items:
         return None
-    rule, later = "last marker", 0
-    if final[0].form in ("phrase", "a_colon"):
-        for k in range(i, len(markers)):
-            if markers[k].form not in STRONG:
-                continue
-            reading = read(text, markers[k], markers[k - 1].begin)
-            if reading is not None and reading.status != "malformed":
-                strong = (markers[k], reading)
-                if not _CORRECTION.search(text, _end(strong), final[0].begin):
-                    rule, final, later, i = "outranked", strong, k, k + 1
-                break
-    marker, reading = final
-    if reading.status == "hedged":
-        rule = "two values"
-    elif reading.status == "malformed":
+    at, rule = len(items) - 1, "last marker"
+    if items[at].form not in STRONG:
+        strong = [k for k, item in enumerate(items) if item.form in STRONG and item.reading.status != "malformed"]
+        if strong and not _CORRECTION.search(text, items[strong[-1]].end, items[at].begin):
+            at, rule = strong[-1], "outranked"
+    form, begin, _, (value, status, span) = items[at]
+    if status == "malformed":
         rule = "no value"
-    elif reading.status == "ok":
-        if _alternative_before(text, marker.begin, reading.value):
-            rule = "two values"
-        elif _differs_before(text, final, markers, i, read) or _differs_after(text, final, markers[:later], read):
-            rule = "two markers"
-        if rule in ("two values", "two markers"):
-            reading = Reading(None, "hedged", reading.span)
-    return Stated(marker.form, reading, rule)
+    elif status == "hedged" or (status == "ok" and _alternative_before(text, begin, value)):
+        value, status, rule = None, "hedged", "two values"
+    elif status == "ok" and _differs_beside(text, items, at):
+        value, status, rule = None, "hedged", "two markers"
+    return Extraction(value, status, form, span, rule)
 
 
-def _item_before(
-    text: str, markers: list[Marker], i: int, edge: int, read: Reader
-) -> tuple[Item, int] | tuple[None, int]:
-    """Return the first of `markers[i:]` that states something before `edge`, and the index after it.
-
-    An open marker directly before it introduces it, and is part of it: `The answer is \\boxed{18}`.
-    """
-    while i < len(markers):
-        marker = markers[i]
+def _items(text: str, found: Iterable[Marker], read: Reader) -> list[_Item]:
+    """Return the markers that state something in the order of the text."""
+    items: list[_Item] = []
+    edge = len(text)
+    for marker in found:
         reading = read(text, marker, edge)
-        i += 1
-        if reading is None:
-            continue
-        while i < len(markers) and marker.begin - markers[i].start < WINDOW:
-            if text[markers[i].start : marker.begin].strip(_OPENING_MARKUP):
-                break
-            marker = marker._replace(begin=markers[i].begin)
-            i += 1
-        return (marker, reading), i
-    return None, i
-
-
-def _end(item: Item) -> int:
-    """Return where a marker ends: an open one ends with its number."""
-    marker, reading = item
-    return marker.end if marker.closed else reading.span[1]
-
-
-def _differs_before(text: str, final: Item, markers: list[Marker], i: int, read: Reader) -> bool:
-    """Whether one of `markers[i:]` is joined to the final one, maybe through markers of its value, and differs."""
-    edge = final[0].begin
-    while i < len(markers):
-        item, i = _item_before(text, markers, i, edge, read)
-        if item is None or not _joined(text, _end(item), edge):
-            return False
-        if _is_other(text, item[1], final[1], _end(item), edge):
-            return True
-        edge = item[0].begin
-    return False
-
-
-def _differs_after(text: str, final: Item, later: list[Marker], read: Reader) -> bool:
-    """Whether a phrase or label that the final marker outranks is joined to it and differs."""
-    edge = _end(final)
-    for k in range(len(later) - 1, -1, -1):
-        if not _joined(text, edge, later[k].begin):
-            return False
-        reading = read(text, later[k], later[k - 1].begin if k else len(text))
         if reading is not None:
-            if _is_other(text, reading, final[1], edge, later[k].begin):
+            edge = marker.begin
+            items.append(_Item(marker.form, edge, reading.span[1] if marker.end is None else marker.end, reading))
+    return items[::-1]
+
+
+def _differs_beside(text: str, items: list[_Item], at: int) -> bool:
+    """Whether a marker that is joined to `items[at]`, maybe through others, states another value."""
+    for step in (-1, 1):
+        k = at
+        while 0 <= k + step < len(items):
+            left, right = items[min(k, k + step)], items[max(k, k + step)]
+            if not (left.end <= right.begin <= left.end + _MAX_GAP and _JOINING.fullmatch(text, left.end, right.begin)):
+                break
+            k += step
+            value, status, _ = items[k].reading
+            if status == "hedged" or (status == "ok" and value != items[at].reading.value):
                 return True
-            edge = _end((later[k], reading))
     return False
-
-
-def _joined(text: str, start: int, stop: int) -> bool:
-    return start <= stop <= start + _MAX_GAP and _JOINING.fullmatch(text, start, stop) is not None
-
-
-def _is_other(text: str, reading: Reading, final: Reading, start: int, stop: int) -> bool:
-    """Whether a joined reading is an alternative. One without a value is if "or" stands between them."""
-    if reading.status == "ok":
-        return reading.value != final.value
-    return reading.status == "hedged" or _OR.search(text, start, stop) is not None
 
 
 # The last number before "or", with up to a few words of a unit.

@@ -11,19 +11,21 @@ STRONG = frozenset(("boxed", "answer", "hash"))  # a later phrase or label does 
 
 # A final answer is short. Reading no further than this many characters from a marker bounds time and memory.
 WINDOW = 300
-_MAX_MARKERS = 256  # the last ones count
+_MAX_MARKERS = 64  # the last ones count
 _TAIL = 10_000  # other labels and bold are ordinary words and emphasis, and count only this near to the end
 
 
 class Marker(NamedTuple):
-    """One statement of an answer: `text[begin:end]`, with its content at `text[start:stop]`."""
+    """One statement of an answer: `text[begin:end]`, with its content at `text[start:stop]`.
+
+    An open marker (`####`, a phrase, a label) has no end of its own: it ends with what it states.
+    """
 
     form: str  # one of FORMS
     begin: int
     start: int
-    stop: int
-    end: int
-    closed: bool  # it has an end of its own (a box, a tag, bold); an open one ends with its sentence
+    stop: int | None = None
+    end: int | None = None
 
 
 class Reading(NamedTuple):
@@ -34,11 +36,27 @@ class Reading(NamedTuple):
     span: tuple[int, int]  # the answer as written is text[span[0]:span[1]]; an open marker ends at span[1]
 
 
-class Stated(NamedTuple):
-    """What a text states as its final answer: the form of the deciding marker, its reading, and the rule that decided."""
+class Extraction(NamedTuple):
+    """What a text states as its final answer.
 
-    form: str
-    reading: Reading
+    Attributes:
+        value (`int`, `Fraction` or `None`):
+            The exact value; `None` unless `status` is `"ok"`.
+        status (`str`):
+            `"ok"`; `"none"`: no marker; `"hedged"`: different values side by side; `"malformed"`: the last marker is
+            empty or contains no number.
+        form (`str` or `None`):
+            The form of the deciding marker (one of `FORMS`), or `"bare"`; `None` without a marker.
+        span (`tuple[int, int]` or `None`):
+            `text[span[0]:span[1]]` is the answer as written; `None` without a marker.
+        rule (`str`):
+            The rule that decided, one of `RULES`.
+    """
+
+    value: int | Fraction | None
+    status: str
+    form: str | None
+    span: tuple[int, int] | None
     rule: str
 
 
@@ -54,34 +72,8 @@ def check_forms(forms: Sequence[str], known: Sequence[str] = FORMS) -> frozenset
     return allowed
 
 
-# str.rfind finds these much faster than one expression finds the anchors.
-_LITERALS = ("boxed", "fbox", "nswer", "NSWER", "####", "A:")
-_ANCHOR = re.compile(
-    r"(?P<boxed>\\fbox|\\?boxed)|(?P<close></[Aa](?:nswer|NSWER)\s{0,8}>)|(?P<answer><[Aa](?:nswer|NSWER)\b[^<>]{0,60}>)"
-    r"|(?P<hash>\#{4,})|(?P<word>[Aa](?:nswer|NSWER))|(?P<a_colon>A:)"
-)
-
-
-def _last_anchors(text: str) -> list[re.Match]:
-    """Return where a marker may begin or end: the last `_MAX_MARKERS` places in their order, in linear time."""
-    places = []
-    for literal in _LITERALS:
-        at = len(text)
-        for _ in range(_MAX_MARKERS):
-            at = text.rfind(literal, 0, at)
-            if at < 0:
-                break
-            if literal == "####":
-                while at and text[at - 1] == "#":
-                    at -= 1
-                places.append(at)
-            else:
-                start = at - (literal[0] in "nN")
-                places.append(
-                    start - (2 if text[start - 2 : start] == "</" else text[start - 1 : start] in ("<", "\\"))
-                )
-    anchors = (_ANCHOR.match(text, max(0, at)) for at in sorted(places)[-_MAX_MARKERS:])
-    return [anchor for anchor in anchors if anchor is not None]
+# Where a marker may begin or end. Each alternative begins with a plain character, so that `re` skips the others fast.
+_ANCHOR = re.compile(r"answer|A(?:nswer|NSWER|:)|\\(?:boxed|fbox)|boxed|####+|</?(?:[Aa]nswer|ANSWER)\b[^<>]{0,60}>")
 
 
 def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
@@ -89,64 +81,54 @@ def markers_from_the_end(text: str, forms: frozenset[str]) -> Iterator[Marker]:
 
     A marker inside an `<answer>` tag is part of the tag.
     """
-    anchors = _last_anchors(text)
+    anchors = deque(_ANCHOR.finditer(text), _MAX_MARKERS)
     limit = len(text)
     while anchors:
         anchor = anchors.pop()
-        kind, at = anchor.lastgroup, anchor.start()
-        marker = None
-        if at >= limit:
-            continue
-        if kind == "word":
-            marker = _statement_at(text, at)
-        elif kind == "close":
-            if (opening := _last_opening(anchors)) is not None:
-                marker = Marker("answer", opening.start(), opening.end(), at, anchor.end(), True)
-        elif kind == "answer":  # without its end
-            marker = Marker("answer", at, anchor.end(), anchor.end(), anchor.end(), True)
-        elif kind == "hash":
-            marker = Marker("hash", at, anchor.end(), len(text), len(text), False)
-        elif kind == "boxed":
-            marker = _box_at(text, anchor)
-        elif _LABEL_START.search(text, max(0, at - 12), at):
-            marker = Marker("a_colon", at, anchor.end(), len(text), len(text), False)
+        marker = _marker_at(text, anchor, anchors) if anchor.start() < limit else None
         if marker is not None and marker.form in forms:
             limit = marker.begin
             yield marker
 
 
-def _last_opening(anchors: list[re.Match]) -> re.Match | None:
-    """Return the last `<answer>` that no `</answer>` follows, the partner of a `</answer>` after the anchors."""
-    for anchor in reversed(anchors):
-        if anchor.lastgroup in ("answer", "close"):
-            return anchor if anchor.lastgroup == "answer" else None
-    return None
+def _marker_at(text: str, anchor: re.Match, earlier: Sequence[re.Match]) -> Marker | None:
+    """Return the marker that begins or ends at an anchor; `earlier` holds the anchors before it."""
+    begin, start = anchor.span()
+    if text[begin] == "#":
+        return Marker("hash", begin, start)
+    if text[begin] in "\\b":
+        return _box_at(text, begin, start)
+    if text[begin] != "<":
+        return _statement_at(text, begin)
+    if text[begin + 1] != "/":
+        return Marker("answer", begin, start, start, start)  # without its end
+    opening = next((tag for tag in reversed(earlier) if tag.group()[0] == "<"), anchor)
+    if opening.group()[1] == "/":
+        return None
+    return Marker("answer", opening.start(), opening.end(), begin, start)
 
 
 _BRACE = re.compile(r"[{}]")
-_BOX = re.compile(r"\s{0,4}(?:\{|(?P<bare>-?\d{1,40}(?:\.\d{1,40})?))")
+_BOX = re.compile(r"\s{0,4}(?:\{|(?P<bare>(?:-?\d{1,40}(?:\.\d{1,40})?)?))")
 
 
-def _box_at(text: str, anchor: re.Match) -> Marker | None:
-    r"""Return the `\boxed{...}` whose name is the anchor. With unbalanced braces its content is empty."""
-    at, start = anchor.span()
+def _box_at(text: str, begin: int, start: int) -> Marker | None:
+    r"""Return the `\boxed{...}` whose name is `text[begin:start]`. With unbalanced braces its content is empty."""
     box = _BOX.match(text, start)
-    if box is None:
-        return Marker("boxed", at, start, start, start, True) if text[at] == "\\" else None
     start = box.end()
-    if box.group("bare"):
-        return Marker("boxed", at, box.start("bare"), start, start, True) if text[at] == "\\" else None
+    if box["bare"] is not None:
+        return Marker("boxed", begin, box.start("bare"), start, start) if text[begin] == "\\" else None
     depth = 1
     for brace in _BRACE.finditer(text, start, start + WINDOW):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
-            return Marker("boxed", at, start, brace.start(), brace.end(), True)
-    return Marker("boxed", at, start, start, start, True)
+            return Marker("boxed", begin, start, brace.start(), brace.end())
+    return Marker("boxed", begin, start, start, start)
 
 
 _STATEMENT = re.compile(
-    r"""answers?\b(?:["'*`)\]]|\s?\([^()\n]{0,40}\)){0,4}
-        (?:\ (?:to|for|of)\ (?:"[^"\n]{1,200}"|[^".:!?\n]){1,80}? )?
+    r"""(?: A(?=:) | answers?\b (?:["'*`)\]]|\s?\([^()\n]{0,40}\)){0,4}
+            (?:\ (?:to|for|of)\ (?:"[^"\n]{1,200}"|[^".:!?\n]){1,80}? )? )
         (?: (?P<label> \s?(?:[:=：]|->) )
           | (?P<heading> \ {0,8}\n )
           | (?P<phrase> \s{1,8}(?:is|are|equals|(?:will|would|should|must)\s+be|comes?\s+(?:out\s+)?to)\b )
@@ -155,57 +137,33 @@ _STATEMENT = re.compile(
     re.I | re.X,
 )
 _LEAD = r"(?:(?:so|thus|hence|therefore|the|my|final|correct)[\s,_]{1,2}){0,4}\Z"
-_LINE_START = re.compile(rf"(?:\A|\n)[^\w\n]{{0,12}}{_LEAD}", re.I)
 _LABEL_START = re.compile(rf"(?:\A|\n|[^\w\s,])[\s_]{{0,12}}{_LEAD}|\bfinal \Z", re.I)  # also "Our final answer: 18"
 # The writer does not claim such an answer: "some say that the answer is 18".
 _DISTANCED = re.compile(
-    r"""\b(?: (?:some|people|others|they)\b [^.!?,;\n]{0,24} \b(?:say|think|claim|believe)s?
-          | (?:wrong|mistake)\b [^.!?,;\n]{0,16} \bthat
-          | (?:don't|not)\ (?:think|believe)
-          | (?:first|initial|original|previous|wrong|incorrect)
-       ) (?:\ (?:that|the|my|final|correct)){0,3} \ \Z""",
-    re.I | re.X,
+    r"\b(?:(?:some|people|others|they)\b[^.!?,;\n]{0,24}\b|(?:don't|not|wrong to) )(?:say|think|claim|believe)s?"
+    r"(?: (?:that|the|final|correct)){0,3} \Z",
+    re.I,
 )
 
 
 def _statement_at(text: str, at: int) -> Marker | None:
-    """Return the marker "answer is", "answer:" or a heading "Answer" whose word "answer" begins at `at`."""
+    """Return the marker "answer is", "answer:", "A:" or a heading "Answer" that begins at `at`."""
     statement = _STATEMENT.match(text, at)
     if statement is None:
         return None
-    kind, before = statement.lastgroup, max(0, at - 40)
-    if kind == "phrase":
-        if _DISTANCED.search(text, max(0, at - 60), at):
-            return None
-    elif not (_LINE_START if kind == "heading" else _LABEL_START).search(text, before, at):
-        return None
-    form = "phrase" if kind == "phrase" else "a_colon"
-    return Marker(form, at, statement.end(), len(text), len(text), False)
+    if statement.lastgroup == "phrase":
+        return None if _DISTANCED.search(text, max(0, at - 60), at) else Marker("phrase", at, statement.end())
+    return Marker("a_colon", at, statement.end()) if _LABEL_START.search(text, max(0, at - 40), at) else None
 
 
 _LABEL = re.compile(
-    r"""(?: (?:答案|答え|정답) | \b(?:ответ|respuesta|réponse|antwort)\b (?:\ finale)? )
-        \*{0,2} (?: \s?[:：] | \s?[是は] | \ (?:es|est|ist|lautet)\b )
-      | ^[#>*\ ]{0,8} (?:ans|(?:final\ )?(?:result|value))\b \*{0,2} \s?[:=]
+    r"""(?: 答案 | 答え | 정답 | \b(?:ответ|respuesta|réponse|antwort)\b (?:\ finale)?
+          | ^[#>*\ ]{0,8} (?:final\ )? (?:ans|result|value)\b )
+        \*{0,2} (?: \s? (?P<label> [:：=] ) | \s?[是は] | \ (?:es|est|ist|lautet)\b )
     """,
     re.I | re.X | re.M,
 )
-
-
-_LABEL_WORDS = (
-    "答案",
-    "答え",
-    "정답",
-    "ответ",
-    "respuesta",
-    "réponse",
-    "antwort",
-    "ans:",
-    "ans*",
-    "ans =",
-    "result",
-    "value",
-)
+_LABEL_WORDS = ["答案", "答え", "정답", "ответ", "respuesta", "réponse", "antwort", "ans:", "ans*", "result", "value"]
 
 
 def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
@@ -213,11 +171,10 @@ def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
     low = text.lower()
     if not any(word in low for word in _LABEL_WORDS):
         return
-    found = deque(_LABEL.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)
-    for label in reversed(found):
-        form = "a_colon" if label.group()[-1] in ":：=" else "phrase"
+    for label in reversed(deque(_LABEL.finditer(text, max(0, len(text) - _TAIL)), _MAX_MARKERS)):
+        form = "a_colon" if label["label"] else "phrase"
         if form in forms:
-            yield Marker(form, label.start(), label.end(), len(text), len(text), False)
+            yield Marker(form, label.start(), label.end())
 
 
 # Markup around one line: bold, italic, code, a code block, an HTML tag, a heading, the last cell of a table row.
@@ -227,7 +184,7 @@ _BOLD = re.compile(
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
       | <(?P<tag>b|strong)> (?P<c>[^<\n]{0,80}) </(?P=tag)>
       | ^\#{1,6}[ ] (?P<d>[^\n]{1,80})$
-      | ^\| [^\n]{0,200} \| (?P<e>[^|\n]{1,80}) \|\ {0,8}$
+      | ^\| [^\n]{0,200} \| (?P<cell>[^|\n]{1,80}) \|\ {0,8}$
     """,
     re.I | re.X | re.M,
 )
@@ -236,13 +193,12 @@ _BOLD = re.compile(
 def last_bolds(text: str) -> Iterator[Marker]:
     """Yield emphasised text, the last one first."""
     found: deque[re.Match] = deque(maxlen=_MAX_MARKERS)
-    begin = _BOLD_BEGIN.search(text, max(0, len(text) - _TAIL))
-    while begin is not None:
-        bold = _BOLD.match(text, begin.start())
-        if bold is not None:
+    end = 0
+    for begin in _BOLD_BEGIN.finditer(text, max(0, len(text) - _TAIL)):
+        if begin.start() >= end and (bold := _BOLD.match(text, begin.start())):
             found.append(bold)
-        begin = _BOLD_BEGIN.search(text, (bold or begin).end())
+            end = bold.end()
     for bold in reversed(found):
-        start, stop = next(bold.span(group) for group in "abcde" if bold.start(group) >= 0)
-        begins = start if bold.group("e") else bold.start()  # table rows are not alternatives
-        yield Marker("bold", begins, start, stop, bold.end(), True)
+        start, stop = bold.span(bold.lastgroup)
+        begin = start if bold["cell"] else bold.start()  # table rows are not alternatives
+        yield Marker("bold", begin, start, stop, bold.end())

@@ -7,22 +7,9 @@ number is a part of its own: `18 | (not 20)`. An equation states the value of it
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from grpo_math.answers import words
 from grpo_math.answers.numbers import arithmetic, starts_number
 from grpo_math.answers.tokens import Token
-from grpo_math.answers.words import (
-    BOUNDS,
-    EXPLAINING,
-    FILLERS,
-    JOINERS,
-    MINUS_WORDS,
-    NEGATIONS,
-    NO_VALUE,
-    NUMBERED,
-    OPERATIONS,
-    OR_WORDS,
-    PREPOSITIONS,
-    VARIABLES,
-)
 
 NUMBERS = ("value", "computed")  # the kinds of tokens that replace arithmetic
 
@@ -53,7 +40,7 @@ class Statement:
 
 
 def split(tokens: list[Token], remark: bool = False) -> list[Part]:
-    """Cut the tokens of a content into its parts."""
+    """Cut the tokens of a content into its parts. A bracket inside a remark is dropped, which bounds the recursion."""
     parts: list[Part] = []
     part, remarks = Part(remark=remark), []
     i = 0
@@ -61,47 +48,42 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
         kind, value, start, _ = tokens[i]
         side = part.sides[-1]
         empty = not side and len(part.sides) == 1
-        if kind in ("comma", "end") or value in JOINERS:
+        number, after = arithmetic(tokens, i) if starts_number(tokens, i) else (None, i)
+        if kind in ("comma", "end") or value in words.JOINERS:
             after_end = kind == "end" or (part.after_end and empty)
-            offered = value in OR_WORDS
             if not empty:
                 part.labels, part.ended = value == ":", kind == "end"
                 parts += [part, *remarks]
                 remarks = []
-            part = Part([[]], offered, after_end, remark=remark)
+            part = Part([[]], value in words.OR_WORDS, after_end, remark=remark)
         elif kind == "equals":
             part.sides.append([])
-        elif value in EXPLAINING and (parts or any(token[0] in NUMBERS for token in side)):
+        elif value in words.EXPLAINING and (parts or any(token[0] in NUMBERS for token in side)):
             while i + 1 < len(tokens) and tokens[i + 1][0] != "end":
                 i += 1
-        elif starts_number(tokens, i):
-            number, after = arithmetic(tokens, i)
-            if number is None and kind == "open":
-                i, remarks = _remark(tokens, i, remarks, part)
-            else:
-                computed = any(token[0] == "op" for token in tokens[i + 1 : after])
-                side.append(("computed" if computed else "value", number, start, tokens[after - 1][3]))
-                i = after - 1
-        elif kind == "open":
-            i, remarks = _remark(tokens, i, remarks, part)
+        elif kind == "open" and number is None:
+            closing = _closing(tokens, i)
+            if not remark:
+                remarks += split(tokens[i + 1 : closing], remark=True)
+            i = closing
+        elif after > i:
+            computed = any(token[0] == "op" for token in tokens[i + 1 : after])
+            side.append(("computed" if computed else "value", number, start, tokens[after - 1][3]))
+            i = after - 1
         elif not (empty and value == "*"):  # an item of a list
             side.append(tokens[i])
         i += 1
     return [*parts, part, *remarks]
 
 
-def _remark(tokens: list[Token], i: int, remarks: list[Part], part: Part) -> tuple[int, list[Part]]:
-    """Return the index of the bracket that closes the one at `i`, and the remarks with what stands between them.
-
-    A bracket inside the bracket of `part` is dropped, which bounds the recursion.
-    """
-    depth, closing = 0, len(tokens)
+def _closing(tokens: list[Token], i: int) -> int:
+    """Return the index of the bracket that closes the one at `i`, or else the number of tokens."""
+    depth = 0
     for j in range(i, len(tokens)):
         depth += {"open": 1, "close": -1}.get(tokens[j][0], 0)
         if depth == 0:
-            closing = j
-            break
-    return closing, remarks if part.remark else remarks + split(tokens[i + 1 : closing], remark=True)
+            return j
+    return len(tokens)
 
 
 def statement(part: Part) -> Statement:
@@ -119,14 +101,14 @@ def statement(part: Part) -> Statement:
     return final
 
 
-def _computes(rest: list[Token]) -> bool:
-    """Whether what follows a number computes with it: `10 + John's age`, `18 - x`, `18 squared`."""
-    kind, value = rest[0][:2]
+def _computes(stop: int, rest: list[Token]) -> bool:
+    """Whether what follows a number that ends at `stop` computes with it: `18x`, `18 ± 1`, `18 squared`, `10 + x`."""
+    kind, value, start, _ = rest[0]
     if kind != "op":
-        return value in OPERATIONS
+        return kind == "relation" or value in words.OPERATIONS or (value in words.VARIABLES and start == stop)
     if len(rest) == 1:
         return value == "+"
-    return (value in "+*" and rest[1][0] == "word") or rest[1][1] in VARIABLES
+    return (value in "+*" and rest[1][0] == "word") or rest[1][1] in words.VARIABLES
 
 
 def _side(tokens: list[Token]) -> Statement:
@@ -134,38 +116,33 @@ def _side(tokens: list[Token]) -> Statement:
     at = next((k for k, token in enumerate(tokens) if token[0] in NUMBERS), len(tokens))
     status, prose, sign, numbered = "ok", False, 1, False
     for kind, value, _, _ in tokens[:at]:
-        if kind == "word":
-            if value in MINUS_WORDS:
-                sign = -1
-            elif value in NEGATIONS:
-                status = "negated"
-            elif value in BOUNDS or value in NO_VALUE:
-                status = "malformed"
-            elif value not in FILLERS:
-                prose, numbered = True, value in NUMBERED
-        elif kind == "relation":
+        if value in words.MINUS_WORDS:
+            sign = -1
+        elif value in words.NEGATIONS:
+            status = "negated"
+        elif kind == "relation" or value in words.BOUNDS or value in words.NO_VALUE:
             status = "malformed"
+        elif kind == "word" and value not in words.FILLERS:
+            prose, numbered = True, value in words.NUMBERED
     if at == len(tokens):
         return Statement("none" if status == "ok" else status, prose=prose)
     kind, value, start, stop = tokens[at]
     if value is None or numbered:
         return Statement("malformed", None, (start, stop), prose)
-    if tokens[at - 1][3] == start:
-        status = "malformed"  # f(18)
+    rest = tokens[at + 1 :]
+    if tokens[at - 1][3] == start or (status == "ok" and rest and _computes(stop, rest)):
+        status = "malformed"  # f(18), 18x
     found = Statement(status, value * sign, (start, stop), prose, 0, kind == "computed")
-    rest, before = tokens[at + 1 :], ""
-    if status == "ok" and rest and _computes(rest):
-        found.status = "malformed"
-    for kind, other, begin, _ in rest:
+    before = ""
+    for kind, other, _, _ in rest:
         if kind == "word":
-            if status == "ok" and begin == stop and other in VARIABLES:
-                found.status = "malformed"  # 18x
             found.words += 1
             before = other
-        elif kind == "relation" and not found.words and status == "ok":
-            found.status = "malformed"  # 18 ± 1
         elif (
-            kind in NUMBERS and other != found.value and found.status == "ok" and (prose or before not in PREPOSITIONS)
+            kind in NUMBERS
+            and other != found.value
+            and found.status == "ok"
+            and (prose or before not in words.PREPOSITIONS)
         ):
             found.status = "hedged"
     return found

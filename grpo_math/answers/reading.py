@@ -6,7 +6,7 @@ from grpo_math.answers.choice import final_reading
 from grpo_math.answers.markers import WINDOW, Marker, Reading, markers_from_the_end
 from grpo_math.answers.parts import NUMBERS, Part, Statement, split, statement
 from grpo_math.answers.tokens import parse_number, tokenise
-from grpo_math.answers.words import NO_VALUE, OR_WORDS
+from grpo_math.answers.words import OR_WORDS
 
 _MOST_ENDS = 4  # sentences and lines after an open marker that may offer another value
 
@@ -25,7 +25,7 @@ def read(text: str, marker: Marker, limit: int) -> Reading | None:
     Returns:
         `Reading`, or `None` if the candidate is no marker: prose without a number follows it.
     """
-    if not marker.closed:
+    if marker.stop is None:
         return _read_open(text, marker, limit)
     start, stop = marker.start, marker.stop
     reading = None
@@ -33,8 +33,8 @@ def read(text: str, marker: Marker, limit: int) -> Reading | None:
         content = text[start:stop]
         nested = final_reading(content, markers_from_the_end(content, _NESTED), read)
         if nested is not None:
-            value, status, (a, b) = nested.reading
-            reading = Reading(value, status, (start + a, start + b))
+            a, b = nested.span
+            reading = Reading(nested.value, nested.status, (start + a, start + b))
     if reading is None and stop - start <= WINDOW:
         reading = _interpret(text, start, stop, closed=True)
     return _with_offers_after(text, marker.end, limit, reading or Reading(None, "malformed", (start, stop)))
@@ -45,20 +45,14 @@ _LIST_NUMBER = re.compile(r"[\s*]*\d{1,3}[.):]\s")
 
 
 def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
-    """Read emphasised text: it is an answer if it begins with a number, says that there is none, or is the last sentence."""
+    """Read emphasised text: it is an answer if it begins with a number, or is the last sentence: **She makes $18 a day.**"""
     start, stop = marker.start, marker.stop
     if _LIST_NUMBER.match(text, start, stop):
         return None
     reading = _interpret(text, start, stop, closed=False)
-    if reading is None:
-        last = (
-            _interpret(text, start, stop, closed=True)
-            if text[marker.begin : marker.begin + 2] == "**" and marker.end == len(text)
-            else None
-        )
-        return last if last is not None and last.status == "ok" else None  # **She makes $18 a day.**
-    content = text[start:stop].lower()
-    if reading.status == "malformed" and content not in NO_VALUE and not content[:1].isdigit():
+    if reading is None and marker.end == len(text) and text.startswith("**", marker.begin):
+        reading = _interpret(text, start, stop, closed=True)
+    if reading is None or reading.status == "malformed":
         return None
     return _with_offers_after(text, marker.end, limit, reading)
 
@@ -70,10 +64,9 @@ def _with_offers_after(text: str, end: int, limit: int, reading: Reading) -> Rea
     r"""Return the reading of a closed marker that ends at `end`, `"hedged"` before another value: `\boxed{18} or 20`."""
     if reading.status != "ok" or not (offer := _OFFER.match(text, end, min(limit, end + 100))):
         return reading
-    for part in split(tokenise(text, offer.end(), min(limit, offer.end() + 60), most_ends=1))[:1]:
-        other = statement(part)
-        if other.value not in (None, reading.value) and not other.prose:
-            return Reading(None, "hedged", reading.span)
+    other = statement(split(tokenise(text, offer.end(), min(limit, offer.end() + 60), most_ends=1))[0])
+    if other.value not in (None, reading.value) and not other.prose:
+        return Reading(None, "hedged", reading.span)
     return reading
 
 
@@ -81,11 +74,8 @@ def _with_offers_after(text: str, end: int, limit: int, reading: Reading) -> Rea
 _CONTENT = re.compile(r"[\s*_`:#$]*([^\s*_`:#$])")
 _HEADING = re.compile(r"[\s*]*\d{1,2}[.):]\s+[^\W\d][^\n.?!]*(?:\n|\Z)")  # #### 2. Money
 # Words after a number that speak about the answer: "The answer is 100% correct", "2 times the eggs".
-_COMPARISON = re.compile(
-    r"[%\s]*(?:(?:correct|right|sure|certain)\b|times\s+\w"
-    r"|\w+\s+than)",
-    re.I,
-)
+_COMPARISON = re.compile(r"[%\s]*(?:(?:correct|right|sure|certain)\b|(?:times|\w+\s+than)\s+\w)", re.I)
+_ONE_SENTENCE = re.compile(r"\s*[^\n.?!]{0,120}(?:\.\d[^\n.?!]{0,40}){0,4}[.!]?\s{0,20}\Z")
 _CLOSING_HASHES = re.compile(r"####[^#\n]*\Z")
 
 
@@ -95,16 +85,17 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
     malformed = Reading(None, "malformed", (start, start))
     first = _CONTENT.match(text, start, stop)
     next_line = first is None or "\n" in text[start : first.start(1)]
-    if marker.form == "hash":
-        if _HEADING.match(text, start, stop):
-            return None
-        if next_line and _CLOSING_HASHES.search(text, max(0, marker.begin - WINDOW), marker.begin):
-            return None  # #### 18 ####
+    if marker.form == "hash" and _HEADING.match(text, start, stop):
+        return None
+    if marker.form == "hash" and next_line and _CLOSING_HASHES.search(text, max(0, start - WINDOW), marker.begin):
+        return None  # #### 18 ####
     if next_line and (first is None or marker.form == "hash" or marker.start - marker.begin == 2):
         return malformed  # `####` and `A:` state what is on their own line
     reading = _interpret(text, first.start(1), stop, closed=False)
+    if reading is None and marker.form == "a_colon" and _ONE_SENTENCE.match(text, start):
+        reading = _interpret(text, start, len(text), closed=True)  # Answer: she makes $18 a day.
     if reading is None:
-        return _read_last_sentence(text, marker)
+        return None
     if reading.span[1] == stop < limit:  # the window may cut the number
         return malformed
     if _COMPARISON.match(text, reading.span[1]):
@@ -114,17 +105,6 @@ def _read_open(text: str, marker: Marker, limit: int) -> Reading | None:
         if "=" in paragraph:  # Answer: 16 - 7 = 9 eggs are left. She makes 9 * 2 = 18.
             return None
     return reading
-
-
-_ONE_SENTENCE = re.compile(r"\s*[^\n.?!]{0,120}(?:\.\d[^\n.?!]{0,40}){0,4}[.!]?\s{0,20}\Z")
-
-
-def _read_last_sentence(text: str, marker: Marker) -> Reading | None:
-    """Read a label's sentence that ends the text and contains one number: `Answer: she makes $18 a day.`"""
-    if marker.form != "a_colon" or not _ONE_SENTENCE.match(text, marker.start):
-        return None
-    reading = _interpret(text, marker.start, len(text), closed=True)
-    return reading if reading is not None and reading.status == "ok" else None
 
 
 # Most contents are a number and nothing else, which needs no tokens.
@@ -176,9 +156,7 @@ def _is_alternative(part: Part, found: Statement, past_end: bool, final: Stateme
 
     `past_end` tells whether the sentence of an open marker has ended before the part.
     """
-    if final.prose and not part.remark:  # nothing tells which number is the answer
-        return True
-    if found.prose:
+    if found.prose and not final.prose:
         return False
     if part.remark:
         return part.offered

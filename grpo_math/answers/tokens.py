@@ -10,14 +10,10 @@ from fractions import Fraction
 
 _MAX_DIGITS = 250  # longer numbers have no value, which bounds time and memory
 
-_ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_WORD_VALUES = {
-    "zero": 0,
-    **{word: n for n, word in enumerate(_ONES + _TEENS, 1)},
-    **{word: 10 * n for n, word in enumerate(_TENS, 2)},
-}
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORD_VALUES = dict(zip([*_ONES, *_TEENS, *_TENS], [*range(1, 20), *range(20, 100, 10)], strict=True))
 MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12}
 _SUFFIXES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}  # directly after a number: $1.8M
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS + _ONES)})"
@@ -31,7 +27,7 @@ _TOKEN = re.compile(
   | (?P<skip> \bUS[$] | \b(?:USD|EUR|Rs)(?![a-z])\.? | (?<!\d)\*\* )
   | (?P<number>
       (?: [1-9]\d{{0,2}}(?P<sep>,|'|[ ])\d{{3}}(?:(?P=sep)\d{{3}})*(?!\d) | [1-9]\d{{0,2}}(?:_+\d{{3}})+
-        | [1-9]\d?(?:,\d\d)+,\d{{3}} | [1-9]\d{{0,2}}(?:\.\d{{3}}){{2,}} | \d+ )
+        | [1-9]\d?(?:,\d\d)+,\d{{3}} | \d+ )
       (?:\.\d+)? (?:e[+-]?\d{{1,2}})? | \.\d+ )
   | (?P<fraction> [¼-¾⅐-⅞] )
   | (?P<power> \^\s?(?:\{{\s?-?\d{{1,3}}\s?\}}|-?\d{{1,3}}) | [⁰¹²³⁴-⁹]+ )
@@ -57,62 +53,47 @@ _TO_ASCII = {
 }
 _DIGIT = re.compile(r"\d")  # of every script, also full-width
 
-_STRUCK = re.compile(r"~~[^~]{0,80}~~|\\cancel\{[^{}]{0,80}\}")
-# HTML tags, chat tokens and GSM8K's calculator annotations <<9*2=18>>
-_TAGS = re.compile(r"</?[a-z][^<>]{0,60}>|<\|[^<>]{0,40}\|>|<<[^<>]{0,120}>>", re.I)
-_ENTITY = re.compile(r"&(?:#\d{1,6}|[a-z]{2,8});")
-_SEPARATOR = re.compile(r"\{,\}(?:\\!)?|,\\!|\\,")
+# What is replaced by its meaning, or by spaces without a named group.
+_LAYOUT = re.compile(
+    r"""
+    ~~[^~]{0,80}~~ | \\cancel\{[^{}]{0,80}\}  # struck out
+  | </?[a-z][^<>]{0,60}> | <\|[^<>]{0,40}\|> | <<[^<>]{0,120}>>  # HTML tags, chat tokens, GSM8K's <<9*2=18>>
+  | (?P<entity> &(?:\#\d{1,6}|[a-z]{2,8}); )
+  | (?<=\n)\ {0,8}\d{1,2}[.)](?=\ +\S)  # the number of a list
+  | _\{[^{}]{0,20}\}  # a subscript
+  | (?P<separator> \{,\}(?:\\!)? | ,\\! | \\, )
+  | \\(?: (?P<times>times|cdot|ast) | (?P<over>div) | left|right|displaystyle|q?quad|approx|sim|l?dots|checkmark
+        | [dtc]?frac(?!\s*(?:\{[-\s$\\]*\d|\d)) | [;:!\ ()\[\]$%&\#_] )
+  | \^\s?\{?\s?\\?circ\s?\}?
+    """,
+    re.X | re.I,
+)
 _TEXT_GROUP = re.compile(
     r"(\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|[mh]box|underline|emph)\s*\{)([^{}]*)\}"
 )
-_COMMAND = re.compile(
-    r"\\(?:(?P<times>times|cdot|ast)|(?P<over>div)|left|right|displaystyle|q?quad|approx|sim|l?dots|checkmark"
-    r"|[dtc]?frac(?!\s*(?:\{[-\s$\\]*\d|\d)))|\\[,;:! ()\[\]$%&#_]"
-    r"|\^\s?\{?\s?(?:\\?circ)\s?\}?"
-)
-
-_LIST_NUMBER = re.compile(r"(?<=\n) {0,8}\d{1,2}[.)](?= +\S)")
-_SUBSCRIPT = re.compile(r"_\{[^{}]{0,20}\}")  # a_{10}
 
 Token = tuple[str, object, int, int]  # kind, value, start, stop
 
 
-def _blank(match: re.Match) -> str:
-    return " " * len(match.group())
-
-
-def _entity(match: re.Match) -> str:
-    return _plain(html.unescape(match.group())[:1]).ljust(len(match.group()))
-
-
-def _command(match: re.Match) -> str:
-    return ("*" if match.group("times") else "/" if match.group("over") else " ").ljust(len(match.group()))
+def without_layout(piece: str) -> str:
+    """Replace struck-out text, tags, entities and LaTeX layout in a text by as many spaces."""
+    piece = _LAYOUT.sub(_meaning, piece if piece.isascii() else _plain(piece))
+    for _ in range(4 if "\\" in piece else 0):  # nested groups
+        piece = _TEXT_GROUP.sub(lambda match: " " * len(match[1]) + match[2] + " ", piece)
+    return piece
 
 
 def _plain(piece: str) -> str:
     """Replace other scripts' digits, signs and spaces by ASCII, one character by one character."""
-    piece = piece.translate(_TO_ASCII)
-    return _DIGIT.sub(lambda match: str(unicodedata.decimal(match.group())), piece)
+    return _DIGIT.sub(lambda match: str(unicodedata.decimal(match.group())), piece.translate(_TO_ASCII))
 
 
-def without_layout(piece: str) -> str:
-    """Replace struck-out text, tags, entities and LaTeX layout in a text by as many spaces."""
-    if not piece.isascii():
-        piece = _plain(piece)
-    if "&" in piece:
-        piece = _ENTITY.sub(_entity, piece)
-    if "~" in piece or "<" in piece or "\\" in piece:
-        piece = _TAGS.sub(_blank, _STRUCK.sub(_blank, piece))
-    if "\n" in piece:
-        piece = _LIST_NUMBER.sub(_blank, piece)
-    if "_" in piece:
-        piece = _SUBSCRIPT.sub(_blank, piece)
-    if "\\" in piece or "{,}" in piece:
-        piece = _SEPARATOR.sub(lambda match: "_" * len(match.group()), piece)
-        for _ in range(4):  # nested groups
-            piece = _TEXT_GROUP.sub(lambda match: " " * len(match.group(1)) + match.group(2) + " ", piece)
-        piece = _COMMAND.sub(_command, piece)
-    return piece
+def _meaning(layout: re.Match) -> str:
+    kind, found = layout.lastgroup, layout.group()
+    if kind == "separator":
+        return "_" * len(found)
+    sign = _plain(html.unescape(found)[:1]) if kind == "entity" else {"times": "*", "over": "/"}.get(kind, " ")
+    return sign.ljust(len(found))
 
 
 def tokenise(text: str, start: int, stop: int, most_ends: int | None = None) -> list[Token]:
@@ -143,19 +124,16 @@ def tokenise(text: str, start: int, stop: int, most_ends: int | None = None) -> 
             value = "*" if found in "xX" else found
         elif kind == "end":
             ends += 1
-            if found == "!" and most_ends is None:
-                kind = "relation"
-            elif ends == most_ends:
-                tokens.append((kind, value, start + match.start(), start + match.end()))
-                break
+            kind = "relation" if found == "!" and most_ends is None else kind
         elif kind == "fraction":
-            over, under = unicodedata.normalize("NFKC", found).split("\u2044")
-            kind, value = "fraction", Fraction(int(over), int(under))
+            value = Fraction(*map(int, unicodedata.normalize("NFKC", found).split("\u2044")))
         elif kind == "words":
             kind, value = "number", _parse_number_words(found)
         elif kind == "power":
             value = int(unicodedata.normalize("NFKC", re.sub(r"[\s^{}]", "", found))[:4])
         tokens.append((kind, value, start + match.start(), start + match.end()))
+        if ends == most_ends:
+            break
     return tokens
 
 
@@ -165,8 +143,6 @@ _SEPARATORS = re.compile(r"[^\d.]")
 def parse_number(found: str) -> int | Fraction | None:
     """Return the value of a number as written, or `None` above `_MAX_DIGITS` digits."""
     mantissa, _, exponent = found.lower().partition("e")
-    if mantissa.count(".") > 1:  # 1.450.000
-        mantissa = mantissa.replace(".", "")
     digits = _SEPARATORS.sub("", mantissa)
     if len(digits) > _MAX_DIGITS:
         return None

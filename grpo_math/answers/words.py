@@ -16,6 +16,11 @@ FILLERS = _words(
 )
 # May stand between a joining word and the next marker: "18, or so the answer is 20".
 LEAD_INS = _words("so thus therefore hence then finally the my final correct answer result is that it maybe")
+# Take back an answer before another: "\\boxed{20}. No, I forgot the eggs: the answer is 18".
+CORRECTIONS = _words(
+    "wait no not wrong incorrect mistake error actually oops sorry instead hm hmm correction however but forgot should "
+    "again rather"
+)
 NEGATIONS = _words("not never isn't cannot without")
 # The number is a limit and not the value: "at least 18".
 BOUNDS = _words("less more fewer greater larger least most up under over below above between within")

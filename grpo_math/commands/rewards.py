@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from grpo_math.answers import RULES, Stated
+from grpo_math.answers import RULES, Extraction
 from grpo_math.errors import UserError
 from grpo_math.files import read_lines
 
@@ -41,8 +41,8 @@ class Verdict(NamedTuple):
     Attributes:
         paid (`bool` or `None`):
             `None` where the record has no gold answer.
-        stated (`Stated` or `None`):
-            What the completion states; `None` without a marker.
+        stated (`Extraction`):
+            What the completion states.
         written (`str`):
             The answer as written.
         run (`float` or `None`):
@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
     """
 
     paid: bool | None
-    stated: Stated | None
+    stated: Extraction
     written: str
     run: float | None
 
@@ -58,15 +58,16 @@ class Verdict(NamedTuple):
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     records = _records(args.file)
     verdicts = [_verdict(args.file, row, record, args.allow_bare) for row, record in records]
-    rules = [verdict.stated.rule if verdict.stated else "no marker" for verdict in verdicts]
     print(f"{'line':>6}  {'paid':4}  {'run':>5}  {'status':9}  {'form':7}  {'rule':12}  answer")
-    for (row, _), verdict, rule in zip(records, verdicts, rules, strict=True):
-        form, status = (verdict.stated.form, verdict.stated.reading.status) if verdict.stated else ("", "none")
+    for (row, _), verdict in zip(records, verdicts, strict=True):
+        _, status, form, _, rule = verdict.stated
         paid = {True: "yes", False: "no", None: "?"}[verdict.paid]
         earned = "" if verdict.run is None else f"{verdict.run:g}"
-        print(f"{row:6}  {paid:4}  {earned:>5}  {status:9}  {form:7}  {rule:12}  {_shown(verdict.written)}".rstrip())
+        print(
+            f"{row:6}  {paid:4}  {earned:>5}  {status:9}  {form or '':7}  {rule:12}  {_shown(verdict.written)}".rstrip()
+        )
     print()
-    for rule, count in Counter(rules).most_common():
+    for rule, count in Counter(verdict.stated.rule for verdict in verdicts).most_common():
         print(f"{count:6}  {rule}: {RULES[rule]}")
     unlike = [
         str(row)
@@ -123,7 +124,7 @@ def _verdict(path: Path, row: int, record: dict, allow_bare: bool) -> Verdict:
             if value is None:
                 raise UserError(f"{path}, line {row}: the gold answer {gold!r} states no number")
             paid = value == 1
-    return Verdict(paid, stated, "" if stated is None else text[slice(*stated.reading.span)], earned)
+    return Verdict(paid, stated, _written(stated, text), earned)
 
 
 def _rewards(record: dict) -> dict:
@@ -139,11 +140,14 @@ def _gold(record: dict) -> object:
     return record.get("answer", record.get("solution"))
 
 
-def _integers(stated: Stated | None, text: str) -> list[int]:
+def _written(stated: Extraction, text: str) -> str:
+    """Return the answer as written."""
+    return "" if stated.span is None else text[slice(*stated.span)]
+
+
+def _integers(stated: Extraction, text: str) -> list[int]:
     """Return the numbers of an expression: a run's records do not hold those of the problem."""
-    if stated is None:
-        return []
-    expression = text[slice(*stated.reading.span)].partition("=")[0]
+    expression = _written(stated, text).partition("=")[0]
     return [int(n) for n in re.findall(r"\d{1,18}", expression)]
 
 
@@ -166,7 +170,7 @@ def _print_disagreements(records: list[tuple[int, dict]], verdicts: list[Verdict
     lines = []
     for row, record, verdict in numbers:
         theirs = parse(completion_text(record["completion"]))
-        value = verdict.stated.reading.value if verdict.stated else None
+        value = verdict.stated.value
         if verdict.paid is not None:
             same = verify(parse(f"${gold_value(_gold(record))}$"), theirs) == verdict.paid
         else:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from grpo_math.answers import Marker, Reading, Stated, final_reading, first_stated, markers_from_the_end
+from grpo_math.answers import NOTHING, Extraction, Marker, Reading, final_reading, first_stated, markers_from_the_end
 from grpo_math.expressions import MODES, exact_value
 from grpo_math.rewards.base import Log, MathReward, Metric, checked_forms, completion_texts
 
@@ -49,35 +49,31 @@ class _CountdownAccuracy(MathReward):
         rewards, found = [], []
         for text, row_nums, row_target in zip(completion_texts(completions, prompts), nums, target, strict=True):
             stated = self.stated(text, row_nums)
-            if stated is None:
-                rewards.append(0.0)
-                found.append((None, "none"))
-            else:
-                value, status, span = stated.reading
-                rewards.append(self._score(value, row_target) if status == "ok" else 0.0)
-                found.append((text[slice(*span)].strip(), status))
+            rewards.append(self._score(stated.value, row_target) if stated.status == "ok" else 0.0)
+            found.append((None if stated.span is None else text[slice(*stated.span)].strip(), stated.status))
         self.log_outcomes(found, log_extra, log_metric)
         return rewards
 
-    def stated(self, text: str, nums: Sequence[int]) -> Stated | None:
-        """Return the form of the marker that decides, the reading of its expression and the rule that decided."""
+    def stated(self, text: str, nums: Sequence[int]) -> Extraction:
+        """Return what a completion states, with the value of its expression."""
 
         def read(text: str, marker: Marker, limit: int) -> Reading | None:
             start, stop = marker.start, marker.stop
-            if not marker.closed:
+            if stop is None:
                 stop = min(limit, start + _LINE)
                 line = text.find("\n", start, stop)
                 stop = stop if line < 0 else line
             value, status = exact_value(text[start:stop], nums, self.mode, self.spellings)
-            if status != "ok" and not marker.closed and _HEADING.match(text, start, stop):
+            if status != "ok" and marker.stop is None and _HEADING.match(text, start, stop):
                 return None  # #### Explanation, #### Check: 3 + 5 = 8
             return Reading(value, status, (start, stop))
 
-        def state(text: str) -> Stated | None:
-            stated = final_reading(text, markers_from_the_end(text, self.forms), read)
-            if stated is None and self.allow_bare:
-                stated = _bare_expression(text, nums, self.mode, self.spellings)
-            return stated
+        def state(text: str) -> Extraction:
+            return (
+                final_reading(text, markers_from_the_end(text, self.forms), read)
+                or (self.allow_bare and _bare_expression(text, nums, self.mode, self.spellings))
+                or NOTHING
+            )
 
         return first_stated(text, state)
 
@@ -95,7 +91,7 @@ class _CountdownProximity(_CountdownAccuracy):
         return float(scale / (scale + abs(value - Fraction(target))))
 
 
-def _bare_expression(text: str, nums: Sequence[int], mode: str, spellings: bool) -> Stated | None:
+def _bare_expression(text: str, nums: Sequence[int], mode: str, spellings: bool) -> Extraction | None:
     """Read the last line that is only an expression. A line of another value directly above it makes it a hedge."""
     final = None
     stop = len(text)
@@ -114,7 +110,7 @@ def _bare_expression(text: str, nums: Sequence[int], mode: str, spellings: bool)
                     final = Reading(None, "hedged", final.span)
                     break
         stop = start - 1
-    return Stated("bare", final, "last line") if final else None
+    return Extraction(final.value, final.status, "bare", final.span, "last line") if final else None
 
 
 def get_countdown_accuracy(

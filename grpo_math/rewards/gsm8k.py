@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from grpo_math.answers import FORMS, Reading, Stated, extract, stated_number
+from grpo_math.answers import FORMS, Extraction, extract
 from grpo_math.rewards.base import Log, MathReward, Metric, checked_forms, completion_texts
 
 
@@ -36,24 +36,23 @@ class _GSM8KAccuracy(MathReward):
             if gold not in expected:
                 expected[gold] = self._expected(gold)
             stated = self.stated(text)
-            reading = None if stated is None else stated.reading
-            right = reading is not None and reading.status == "ok" and self._agrees(text, reading, expected[gold])
+            right = stated.status == "ok" and self._agrees(text, stated, expected[gold])
             rewards.append(None if expected[gold] is None else 1.0 if right else 0.0)
-            found.append((None, "none") if reading is None else (text[slice(*reading.span)], reading.status))
+            found.append((None if stated.span is None else text[slice(*stated.span)], stated.status))
         self.log_outcomes(found, log_extra, log_metric)
         return rewards
 
-    def stated(self, text: str) -> Stated | None:
-        """Return the form of the marker that decides, its reading and the rule that decided."""
-        return stated_number(text, self.forms, self.allow_bare)
+    def stated(self, text: str) -> Extraction:
+        """Return what a completion states."""
+        return extract(text, self.forms, self.allow_bare)
 
     @staticmethod
     def _expected(gold: str) -> object:
         return gold_value(gold)
 
     @staticmethod
-    def _agrees(text: str, reading: Reading, expected: object) -> bool:
-        return reading.value == expected
+    def _agrees(text: str, stated: Extraction, expected: object) -> bool:
+        return stated.value == expected
 
 
 class _GSM8KExactMatch(_GSM8KAccuracy):
@@ -64,11 +63,11 @@ class _GSM8KExactMatch(_GSM8KAccuracy):
         return normalise(gold.rpartition("####")[2]) or None
 
     @staticmethod
-    def _agrees(text: str, reading: Reading, expected: object) -> bool:
-        return normalise(text[slice(*reading.span)]) == expected
+    def _agrees(text: str, stated: Extraction, expected: object) -> bool:
+        return normalise(text[slice(*stated.span)]) == expected
 
 
-def gold_value(gold: object) -> Fraction | None:
+def gold_value(gold: object) -> int | Fraction | None:
     r"""Return the exact number that a gold answer states, or `None`.
 
     Args:
