@@ -40,11 +40,11 @@ class Precision(NamedTuple):
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself (an RTX 20xx only emulates it, many CPUs not even that)."""
+    """Whether the device computes in bfloat16 itself (an RTX 20xx and a CPU with plain AVX-512 only emulate it)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False
 
 

@@ -34,5 +34,4 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "transformers:GenerationMixin._update_model_kwargs_for_generation",
         "transformers:PreTrainedConfig._name_or_path",
     ),
-    "torch": ("torch.ops:mkldnn._is_mkldnn_bf16_supported",),
 }

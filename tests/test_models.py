@@ -38,6 +38,21 @@ def test_precision_falls_back_by_capability_and_says_so_in_one_line(asked, devic
     assert "\n" not in (chosen.note or "")
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "native"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_vnni": True, "avx512_bf16": False}, False),  # emulated
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, True),
+        ({"architecture": "arm64", "neon": True, "bf16": True}, True),
+        ({"architecture": "arm64", "neon": True, "bf16": False}, False),
+    ],
+)
+def test_a_cpu_has_bfloat16_only_with_instructions_for_it(monkeypatch, capabilities, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert models.native_bf16(CPU) is native
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=[p.stem for p in RECIPES])
 def test_most_trainable_weights_move_in_one_step(path):
     """At the recipe's learning rate and dtype one AdamW step changes most trainable weights.
