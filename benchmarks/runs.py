@@ -2,7 +2,8 @@
 
     python -m benchmarks runs report outputs/report_gsm8k outputs/report_countdown
 
-writes `results/report.md` and a copy of each curve, `results/report_<folder>.png`.
+writes `results/report.md` and a copy of each curve, `results/report_<folder>.png`. The folder of a supervised warm-up
+(`grpo-math sft`) may be given too: it has no curve.
 """
 
 import argparse
@@ -20,23 +21,63 @@ def _quoted(text: str, width: int = 400) -> str:
     return "`" + report.shorten(text, width).replace("`", "'") + "`"
 
 
+def overview(summaries: dict[str, dict]) -> str:
+    """Sampled held-out accuracy of all runs, a line each."""
+    rows = []
+    for name, summary in summaries.items():
+        before, after = (summary[f"accuracy_{when}"]["value"] for when in ("before", "after"))
+        rows.append(
+            [
+                name,
+                "supervised" if "supervised" in summary else "GRPO",
+                f"{summary['steps']}",
+                f"{summary['seconds'] / 60:.1f}",
+                f"{before:.3f}",
+                f"{after:.3f}",
+                f"x{after / before:.2f}" if before else "",
+                summary["verdict"]["text"],
+                "" if summary["blind"] is None else f"{summary['blind']:.3f}",
+            ]
+        )
+    header = ["run", "training", "steps", "minutes", "sampled accuracy before", "after", "ratio", "verdict"]
+    return table([*header, "ignoring the target"], rows)
+
+
+def training_samples(folder: Path) -> list[str]:
+    """A training prompt with one completion and its rewards, from the first, the middle and the last log."""
+    records = report.read_jsonl(folder / report.COMPLETIONS)
+    steps = sorted({record["step"] for record in records})
+    lines = []
+    for step in dict.fromkeys(steps[i] for i in (0, len(steps) // 2, -1)) if steps else ():
+        record = next(record for record in records if record["step"] == step)
+        rewards = ", ".join(f"{name} {value:g}" for name, value in record["rewards"].items() if value is not None)
+        prompt = _quoted(report.prompt_text(record["prompt"])[-300:])
+        lines.append(f"- step {step}, {prompt}: {_quoted(record['completion'])} ({rewards})")
+    return lines
+
+
 def section(name: str, folder: Path) -> str:
     """One run: what it ran with, held-out accuracy, reward per iteration, completions, curve."""
     summary = json.loads((folder / report.SUMMARY).read_text(encoding="utf-8"))
-    metrics = report.read_jsonl(folder / report.METRICS)
-    rewards = [m["reward"] for m in metrics if m.get("reward") is not None]
-    zero = [m["frac_reward_zero_std"] for m in metrics if m.get("frac_reward_zero_std") is not None]
-    half = max(1, len(rewards) // 2)
+    supervised = "supervised" in summary
+    metrics = [] if supervised else report.read_jsonl(folder / report.METRICS)
     rows = report.rows_before_after(summary)
-    rows.append(
-        [
-            "mean training reward, first and second half",
-            *[f"{sum(r) / len(r):.3f}" for r in (rewards[:half], rewards[half:])],
-            "",
-        ]
+    how = (
+        f"{summary['steps']} iterations in {summary['seconds'] / 60:.1f} minutes, {summary['world_size']} process(es)."
     )
+    if supervised:
+        how += f" Supervised, {summary['supervised']['lines']} worked solutions."
+    rewards = [m["reward"] for m in metrics if m.get("reward") is not None]
+    if rewards:
+        half = max(1, len(rewards) // 2)
+        halves = [f"{sum(r) / len(r):.3f}" for r in (rewards[:half], rewards[half:])]
+        rows.append(["mean training reward, first and second half", *halves, ""])
+    zero = [m["frac_reward_zero_std"] for m in metrics if m.get("frac_reward_zero_std") is not None]
+    if zero:
+        how += f" Share of groups without a signal (equal rewards), mean: {sum(zero) / len(zero):.2f}."
     picture = f"{name}_{folder.name}.png"
-    shutil.copy(folder / report.CURVE, RESULTS / picture)
+    if not supervised:
+        shutil.copy(folder / report.CURVE, RESULTS / picture)
     values = read_yaml(folder / "recipe.yaml")
     changed = {k: v for k, v in values.items() if k not in ("model_name_or_path", "output_dir", "dataset_path")}
     before, after = (
@@ -51,16 +92,20 @@ def section(name: str, folder: Path) -> str:
         )
         for i in report.pick_samples(before)
     )
+    along = [] if supervised else training_samples(folder)
     return "\n\n".join(
         [
-            f"## {summary['recipe']}, {Path(str(summary['model'])).name}",
-            f"{summary['steps']} iterations in {summary['seconds'] / 60:.1f} minutes, {summary['world_size']} process(es). "
-            f"Share of groups without a signal (equal rewards), mean: {sum(zero) / len(zero):.2f}.",
+            f"## {folder.name}: {summary['recipe']}, {Path(str(summary['model'])).name}, seed {values.get('seed', 42)}",
+            how,
             table(list(report.HEADINGS), rows),
             " ".join(report.outcome_lines(summary)),
             *([f"Ignoring the target: {summary['blind_how']}."] if summary["blind"] is not None else []),
-            f"![reward curve]({picture})",
+            *([] if supervised else [f"![reward curve]({picture})"]),
             f"Three held-out problems (the end of the prompt) and a sampled completion each:\n\n{samples}",
+            *(
+                ["Training prompts at the first, middle and last log, a completion each:\n\n" + "\n".join(along)]
+                * bool(along)
+            ),
             "Settings: " + ", ".join(f"`{key}: {value}`" for key, value in changed.items()),
         ]
     )
@@ -72,7 +117,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="output folders of finished runs")
     args = parser.parse_args(argv)
     parts = [section(args.name, folder) for folder in args.folders]
-    text = "\n\n".join([f"# Runs: {args.name}", machine_line(), *parts])
+    summaries = {f.name: json.loads((f / report.SUMMARY).read_text(encoding="utf-8")) for f in args.folders}
+    text = "\n\n".join([f"# Runs: {args.name}", machine_line(), overview(summaries), *parts])
     (RESULTS / f"{args.name}.md").write_text(text + "\n", encoding="utf-8")
     print(f"Wrote {RESULTS / args.name}.md")
     return 0
