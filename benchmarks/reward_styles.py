@@ -19,31 +19,37 @@ STYLES = {
 }
 
 
-def gsm8k_cases() -> list[dict]:
-    """The labelled completions of every style."""
-    return [case for path in sorted(CASES.glob("gsm8k_*.jsonl")) for case in read_jsonl(path)]
+def labelled_cases(*names: str) -> list[dict]:
+    """The labelled completions of the files whose names begin so."""
+    return [case for name in names for path in sorted(CASES.glob(f"{name}*.jsonl")) for case in read_jsonl(path)]
 
 
-def error_rates(scorers: dict, judge: Callable, ours: str) -> tuple[list[str], list[list]]:
+def error_rates(
+    cases: Sequence[dict], row_of: Callable, scorers: dict, judge: Callable, ours: str
+) -> tuple[list[str], list[list]]:
     """Return a header and one row a scorer: wrongly paid and wrongly refused cases of each style.
 
     Args:
+        cases (`Sequence[dict]`):
+            The labelled completions.
+        row_of (`Callable`):
+            `row_of(case)` is what a scorer compares a completion with.
         scorers (`dict`):
             Name -> (scorer, how many completions it can score).
         judge (`Callable`):
-            `judge(scorer, texts, golds)` scores each case in a process of its own.
+            `judge(scorer, texts, rows)` scores each case in a process of its own.
         ours (`str`):
             The name of the scorer that needs no such process.
     """
-    cases = gsm8k_cases()
-    texts, golds = [case["completion"] for case in cases], [case["gold"] for case in cases]
+    texts, rows_to_score = [case["completion"] for case in cases], [row_of(case) for case in cases]
     counts = {style: [sum(c["style"] == style and c["label"] == n for c in cases) for n in (0, 1)] for style in STYLES}
+    counts = {style: pair for style, pair in counts.items() if any(pair)}
     header = ["scorer", "all", *(f"{style} ({wrong} / {right})" for style, (wrong, right) in counts.items())]
     rows = []
     for name, (scorer, _) in scorers.items():
-        paid = scorer(texts, golds) if name == ours else judge(scorer, texts, golds)
+        paid = scorer(texts, rows_to_score) if name == ours else judge(scorer, texts, rows_to_score)
         cells = []
-        for style in (None, *STYLES):
+        for style in (None, *counts):
             chosen = [(bool(p), c["label"]) for p, c in zip(paid, cases, strict=True) if style in (None, c["style"])]
             wrong, right = [p for p, label in chosen if not label], [p for p, label in chosen if label]
             refused = share(right.count(False), len(right)) if right else "-"

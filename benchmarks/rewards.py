@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.plain import read_jsonl, share
 from benchmarks.reward_attacks import FRAMES, SHAPES, UNITS, audit, model_solutions, worst_inputs
 from benchmarks.reward_scorers import COUNTDOWN_SCORERS, GSM8K_SCORERS, Scorer, available
-from benchmarks.reward_styles import STYLES, error_rates, gsm8k_cases, speeds
+from benchmarks.reward_styles import STYLES, error_rates, labelled_cases, speeds
 
 
 def _judge_one(scorer: Scorer, text: str, row: object, answer) -> None:
@@ -136,12 +136,19 @@ def main(argv: Sequence[str]) -> int:
     gsm8k_scorers, countdown_scorers = available(gsm8k_scorers), available(countdown_scorers)
     parts = ["# Rewards", "", f"`python -m benchmarks rewards` on {machine()}"]
 
-    header, rows = error_rates(gsm8k_scorers, lambda *case: judged(*case, patience=10), next(iter(gsm8k_scorers)))
-    explained = (
-        f"{len(gsm8k_cases())} labelled completions (tests/reward_cases) by the style of their answer, with the number to "
-        "refuse / to pay. Each cell: wrongly paid, of those to refuse / wrongly refused, of those to pay."
-    )
-    parts += ["", "## Labelled cases, gsm8k, by style", "", explained, "", markdown(header, rows)]
+    for name, files, scorers, row_of in (
+        ("gsm8k", ("gsm8k", "fresh"), gsm8k_scorers, lambda case: case["gold"]),
+        ("countdown", ("countdown",), countdown_scorers, lambda case: (case["nums"], case["target"], case["mode"])),
+    ):
+        cases = labelled_cases(*files)
+        header, rows = error_rates(
+            cases, row_of, scorers, lambda *case: judged(*case, patience=10), next(iter(scorers))
+        )
+        explained = (
+            f"{len(cases)} labelled completions (tests/reward_cases) by the style of their answer, with the number to "
+            "refuse / to pay. Each cell: wrongly paid, of those to refuse / wrongly refused, of those to pay."
+        )
+        parts += ["", f"## Labelled cases, {name}, by style", "", explained, "", markdown(header, rows)]
 
     if options.hard_cases:
         header = ["scorer", "agreement", "wrongly paid", "wrongly unpaid", "hung or crashed", "debatable agreed"]

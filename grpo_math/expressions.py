@@ -40,6 +40,7 @@ _SYMBOLS = str.maketrans(
         **dict.fromkeys("（［｛", "("),
         **dict.fromkeys("）］｝", ")"),
         "＝": "=",
+        **dict.fromkeys("✓✔✅", " "),
         # zero-width: word joiner, zero-width space and (non-)joiners, byte order mark
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", None),
     }
@@ -49,12 +50,14 @@ _SYMBOLS = str.maketrans(
 _LATEX = {
     **dict.fromkeys(("times", "cdot", "ast"), "*"),
     "div": "/",
-    **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "displaystyle", "quad"), " "),
+    **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "displaystyle", "quad", "checkmark"), " "),
 }
 _LATEX_COMMAND = re.compile(r"\\(?:([A-Za-z]+)|([^A-Za-z]))")
 _LATEX_LAYOUT = frozenset(",;:! ()[]")  # \, \; \: \! "\ " and the delimiters \( \) \[ \]
 
-_LABEL = re.compile(r"\s*(?:(?:final|the)\s+)?(?:expression|equation|answer|solution)(?:\s+is)?\s*[:：]?\s+", re.I)
+LEADS = "so|thus|hence|therefore|the|my|final|correct"
+LABELS = "expression|equation|answer|solution"
+_LABEL = re.compile(rf"\s*(?:(?:{LEADS}),?\s+){{0,4}}(?:{LABELS})(?:\s+is)?\s*[:：]?\s+", re.I)
 
 
 class Evaluation(NamedTuple):
@@ -80,7 +83,7 @@ def evaluate(expr: str, nums: Iterable[int], mode: str = "all", spellings: bool 
     Args:
         expr (`str`):
             The expression alone, e.g. `"(3+5)*7"`, `"(3 + 5) \times 7 = 56"`. A suffix `= n` (or prefix `n =`) must be
-            true. A label such as `Expression:` and a final `.` or `;` are layout.
+            true. A label such as `Expression:`, a check mark and a final `.` or `;` are layout.
         nums (`Iterable[int]`):
             The numbers of the problem.
         mode (`str`, *optional*, defaults to `"all"`):

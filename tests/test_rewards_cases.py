@@ -1,7 +1,7 @@
 """Agreement with the labelled cases in `reward_cases/`: completions in the styles that small models write.
 
-`gsm8k_*.jsonl` and `fresh.jsonl` have completion, gold and style (the marker of the final answer), `countdown.jsonl` nums,
-target and mode.
+`gsm8k_*.jsonl` and `fresh*.jsonl` have completion, gold and style (the marker of the final answer), `countdown*.jsonl`
+nums, target and mode. The cases of the fresh files were labelled before any scorer had read them.
 `label` is 1 for a completion to pay. `why` begins with the convention: V value, X other value, F final statement, H hedge,
 T thinking, P percent is a unit, N no answer.
 """
@@ -17,11 +17,16 @@ CASES = Path(__file__).parent / "reward_cases"
 WRONGLY_PAID = ["label228"]  # Answer: 60\nCorrection: 52
 WRONGLY_REFUSED = [
     *("box263", "hash061", "hash104", "hash218", "hash230", "hash235"),
-    *("label035", "phrase091", "phrase108", "phrase220", "phrase248"),
+    *("label035", "phrase091", "phrase108", "phrase220", "phrase248", "phrase_b56"),
 ]
-GSM8K = [
-    case for name in ("gsm8k_*", "fresh") for path in sorted(CASES.glob(f"{name}.jsonl")) for case in read_jsonl(path)
-]
+
+
+def cases(*names):
+    return [case for name in names for path in sorted(CASES.glob(f"{name}.jsonl")) for case in read_jsonl(path)]
+
+
+GSM8K = cases("gsm8k_*", "fresh*")
+COUNTDOWN = cases("countdown*")
 
 
 def test_gsm8k_accuracy_agrees_with_the_labelled_cases():
@@ -33,12 +38,10 @@ def test_gsm8k_accuracy_agrees_with_the_labelled_cases():
 
 
 def test_countdown_accuracy_agrees_with_the_labelled_cases():
-    cases = read_jsonl(CASES / "countdown.jsonl")
     rewards = {mode: get_countdown_accuracy(mode=mode) for mode in ("all", "subset")}
-    paid = [rewards[c["mode"]]([c["completion"]], nums=[c["nums"]], target=[c["target"]])[0] for c in cases]
-    wrong = [(case["id"], p) for case, p in zip(cases, paid, strict=True) if p != case["label"]]
-    assert len(wrong) <= 0.02 * len(cases), wrong
-    assert not any(p for _, p in wrong), wrong
+    for case in COUNTDOWN:
+        columns = {"nums": [case["nums"]], "target": [case["target"]]}
+        assert rewards[case["mode"]]([case["completion"]], **columns) == [case["label"]], case["id"]
 
 
 def test_labelled_cases_hold_both_labels_in_every_style_with_a_marker():

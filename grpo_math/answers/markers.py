@@ -131,12 +131,13 @@ _STATEMENT = re.compile(
             (?:\ (?:to|for|of)\ (?:"[^"\n]{1,200}"|[^".:!?\n]){1,80}? )? )
         (?: (?P<label> \s?(?:[:=：]|->) )
           | (?P<heading> \ {0,8}\n )
-          | (?P<phrase> \s{1,8}(?:is|are|equals|(?:will|would|should|must)\s+be|comes?\s+(?:out\s+)?to)\b )
+          | (?P<phrase> (?:,?\s(?:therefore|thus|then),?)? \s{1,8}
+                (?:is|are|equals|(?:will|would|should|must)\s(?:therefore\s|thus\s|then\s)?be|comes?\s(?:out\s)?to)\b )
         )
     """,
     re.I | re.X,
 )
-_LEAD = r"(?:(?:so|thus|hence|therefore|the|my|final|correct)[\s,_]{1,2}){0,4}\Z"
+_LEAD = r"(?:(?:so|thus|hence|therefore|the|my|our|final|correct)[\s,_]{1,2}){0,4}\Z"
 _LABEL_START = re.compile(rf"(?:\A|\n|[^\w\s,])[\s_]{{0,12}}{_LEAD}|\bfinal \Z", re.I)  # also "Our final answer: 18"
 # The writer does not claim such an answer: "some say that the answer is 18".
 _DISTANCED = re.compile(

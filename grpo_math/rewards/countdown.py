@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from grpo_math.answers import NOTHING, Extraction, Marker, Reading, final_reading, first_stated, markers_from_the_end
-from grpo_math.expressions import MODES, exact_value
+from grpo_math.expressions import LABELS, LEADS, MODES, exact_value
 from grpo_math.rewards.base import Log, MathReward, Metric, checked_forms, completion_texts
 
 COUNTDOWN_FORMS = ("boxed", "answer", "hash", "phrase", "a_colon")
@@ -14,9 +14,7 @@ _COUNTDOWN_DEFAULT = ("boxed", "answer", "hash")
 # An expression is short. Reading no longer line and no longer tail than this bounds time and memory.
 _LINE = 400
 _BARE_TAIL = 10_000
-_HEADING = re.compile(
-    r"[ \t*_]*(?:\d{1,2}[.):][ \t]+)?(?!(?:final|the|expression|equation|answer|solution)\b)[^\W\d]{2}", re.I
-)
+_HEADING = re.compile(rf"[ \t*_]*(?:\d{{1,2}}[.):][ \t]+)?(?!(?:{LEADS}|{LABELS})\b)[^\W\d]{{2}}", re.I)
 _EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
 
 
