@@ -151,7 +151,7 @@ def _plain_symbols(expr: str) -> str:
     expr = expr.translate(_SYMBOLS)
     if "\\" in expr:
         boxed = _BOXED.fullmatch(expr)
-        expr = boxed.group(1) if boxed else expr
+        expr = boxed[boxed.lastindex] if boxed else expr
         expr = _LATEX_COMMAND.sub(_latex_command, expr)
         if "\\" in expr:
             expr = _fractions_and_boxes(expr)
@@ -165,7 +165,7 @@ def _latex_command(match: re.Match) -> str:
     return _LATEX.get(name, match.group())
 
 
-_BOXED = re.compile(r"[\s$]*\\f?boxed\s*\{(.*)\}[\s$]*", re.S)
+_BOXED = re.compile(r"[\s$]*\\(?:f?boxed\s*\{(.*)|(?:text|math)(?:bf|rm)?\s*\{([^{}]*))\}[\s$]*", re.S)
 _BRACED = re.compile(r"\\[dtc]?frac\s*\{|\\(?:f?boxed|(?:text|math)(?:bf|rm)?)\s*\{|\{|\}\s*\{|\}")
 
 

@@ -179,6 +179,21 @@ def test_each_vulgar_fraction_is_its_value():
         ("#### 18. So it is.\nGood.", 18),
         ("\\boxed{a_{10} = 18}", 18),
         ("\\boxed{18_{10}}", 18),
+        ("#### Final Answer\n18", 18),
+        ("#### 18\n#### Explanation:\n2 * 10 = 20", 18),
+        ("The answer is as follows.\n18", None),
+        ("#### 7\n<think>a</think> b</think>", None),
+        ("Let us see.\nQuestion: 9 * 2?\nThe answer is 18.", 18),
+        ("<answer>" + "word " * 100 + "18</answer>", None),
+        ("<answer>" + "word " * 100 + "#### 18</answer>", 18),
+        ("So it is **18. 20 eggs are left**", None),
+        ("The answer is 9 * 2 = 18.\nCheck: 18 / 2 = 9.", 18),
+        ("#### 18 dollars.\nThat is 126 weekly.", 18),
+        ("\\boxed{18} or maybe 20", None),
+        ("\\boxed{18}, or Janet keeps 9 eggs", 18),
+        ("\\boxed{\\frac{3}-{8}}", None),
+        ("\\boxed{\\frac{3}{8 eggs}}", None),
+        ("\\boxed{7}" + " " * 200 + "\\boxed{9}", None),
         # words
         ("\\boxed{7}, or so the answer is 9", None),
     ],
@@ -262,9 +277,9 @@ def test_bare_number_beside_other_words():
 
 
 def test_span_of_a_marker_without_a_number_is_its_content():
-    text = "so \\boxed{abc}"
-    start, stop = extract(text).span
-    assert text[start:stop] == "abc"
+    for text, content in (("so \\boxed{abc}", "abc"), ("#### unknown", ""), ("#### 18x eggs", "18")):
+        start, stop = extract(text).span
+        assert text[start:stop] == content
 
 
 def test_other_labels_have_forms():

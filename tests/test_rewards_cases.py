@@ -17,7 +17,7 @@ CASES = Path(__file__).parent / "reward_cases"
 WRONGLY_PAID = ["label228"]  # Answer: 60\nCorrection: 52
 WRONGLY_REFUSED = [
     *("box263", "hash061", "hash104", "hash218", "hash230", "hash235"),
-    *("label035", "phrase091", "phrase108", "phrase220", "phrase248", "phrase_b56"),
+    *("label035", "phrase091", "phrase108", "phrase220", "phrase248", "phrase_b56", "phrase_c37"),
 ]
 
 

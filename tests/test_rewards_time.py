@@ -47,5 +47,11 @@ def test_time_is_linear_in_length(unit):
     assert large < 24 * small + 0.02
 
 
+def test_boxes_in_boxes_and_tags_are_read_once():
+    boxes = "\\boxed{" * 60 + "1" + "}" * 60
+    for text in (boxes, f"<answer>{boxes}</answer>", f"<answer>{boxes}</answer>\nQuestion:\n" * 20):
+        assert get_gsm8k_accuracy()([text], answer=["1"]) == [1.0]
+
+
 def test_fuzz_target_finds_no_broken_promise():
     assert fuzz(seconds=1.0, seed=1) > 20

@@ -9,7 +9,6 @@ from grpo_math.answers.markers import STRONG, Extraction, Marker, Reader, Readin
 from grpo_math.answers.tokens import parse_number
 from grpo_math.answers.words import CORRECTIONS, JOINERS, LEAD_INS
 
-_MAX_GAP = 100  # characters between two markers side by side
 _OPENING_MARKUP = " \t\r\n*_`$:\\([{\"'"
 _CORRECTION = re.compile(rf"\b(?:{'|'.join(sorted(CORRECTIONS))})\b", re.I)
 _JOINING = re.compile(
@@ -54,9 +53,9 @@ def final_reading(text: str, found: Iterable[Marker], read: Reader) -> Extractio
     form, begin, _, (value, status, span) = items[at]
     if status == "malformed":
         rule = "no value"
-    elif status == "hedged" or (status == "ok" and _alternative_before(text, begin, value)):
+    elif status == "hedged" or _alternative_before(text, begin, value):
         value, status, rule = None, "hedged", "two values"
-    elif status == "ok" and _differs_beside(text, items, at):
+    elif _differs_beside(text, items, at):
         value, status, rule = None, "hedged", "two markers"
     return Extraction(value, status, form, span, rule)
 
@@ -79,7 +78,7 @@ def _differs_beside(text: str, items: list[_Item], at: int) -> bool:
         k = at
         while 0 <= k + step < len(items):
             left, right = items[min(k, k + step)], items[max(k, k + step)]
-            if not (left.end <= right.begin <= left.end + _MAX_GAP and _JOINING.fullmatch(text, left.end, right.begin)):
+            if not _JOINING.fullmatch(text, left.end, right.begin):
                 break
             k += step
             value, status, _ = items[k].reading
@@ -92,7 +91,7 @@ def _differs_beside(text: str, items: list[_Item], at: int) -> bool:
 _NUMBER_OR = re.compile(r"(-?\d[\d.,]{0,40})[^\d.!?\n]{0,24}\bor(?: the)?\Z")
 
 
-def _alternative_before(text: str, at: int, value: int | Fraction) -> bool:
+def _alternative_before(text: str, at: int, value: int | Fraction | None) -> bool:
     r"""Whether another value without a marker is joined to the marker at `at`: "18 or \boxed{20}"."""
     if "or" not in text[max(0, at - 12) : at].lower():
         return False

@@ -38,7 +38,7 @@ def arithmetic(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]
         if kind == "op" and starts_number(tokens, i + 1):
             infix.append(value)
             operand_next = True
-        elif kind == "open" and operand_next:
+        elif operand_next:  # an opening bracket
             infix.append("(")
             depth += 1
         elif kind == "close" and depth:
@@ -89,7 +89,7 @@ def _fraction_part(tokens: list[Token], i: int) -> tuple[Fraction | None, int]:
 
 def _latex_fraction(tokens: list[Token], i: int) -> tuple[Fraction | None, int]:
     r"""Evaluate the `{a}{b}` or the two digits after `\frac`."""
-    if i < len(tokens) and isinstance(tokens[i][1], int) and 10 <= tokens[i][1] < 100:
+    if isinstance(tokens[i][1], int) and 10 <= tokens[i][1] < 100:
         over, under = divmod(tokens[i][1], 10)
         return (Fraction(over, under) if under else None), i + 1
     sides: list[int | Fraction | None] = []

@@ -33,14 +33,14 @@ class Statement:
 
     status: str  # "ok", "none" (no number), "negated", "malformed", "hedged" (several numbers)
     value: int | Fraction | None = None  # None without a number
-    span: tuple[int, int] = (0, 0)  # the number as written
+    span: tuple[int, int] | None = None  # the number as written
     prose: bool = False  # words other than fillers precede the number
     words: int = 0  # the number of words after it
     computed: bool = False  # an operation has led to it
 
 
 def split(tokens: list[Token], remark: bool = False) -> list[Part]:
-    """Cut the tokens of a content into its parts. A bracket inside a remark is dropped, which bounds the recursion."""
+    """Cut the tokens of a content into its parts."""
     parts: list[Part] = []
     part, remarks = Part(remark=remark), []
     i = 0
@@ -58,13 +58,12 @@ def split(tokens: list[Token], remark: bool = False) -> list[Part]:
             part = Part([[]], value in words.OR_WORDS, after_end, remark=remark)
         elif kind == "equals":
             part.sides.append([])
-        elif value in words.EXPLAINING and (parts or any(token[0] in NUMBERS for token in side)):
+        elif value in words.EXPLAINING and any(token[0] in NUMBERS for token in side):
             while i + 1 < len(tokens) and tokens[i + 1][0] != "end":
                 i += 1
         elif kind == "open" and number is None:
             closing = _closing(tokens, i)
-            if not remark:
-                remarks += split(tokens[i + 1 : closing], remark=True)
+            remarks += split(tokens[i + 1 : closing], remark=True)
             i = closing
         elif after > i:
             computed = any(token[0] == "op" for token in tokens[i + 1 : after])
@@ -94,7 +93,7 @@ def statement(part: Part) -> Statement:
         return sides[0]
     final = numeric[-1]
     exact = [side.value for side in numeric if not (side.prose or side.words)]
-    if final.status == "ok" and any(value != final.value for value in exact):
+    if any(value != final.value for value in exact):
         return Statement("malformed", span=final.span)
     final.prose = sides[0].prose and sides[0] is numeric[0]  # not in x = 18
     final.computed = any(side.computed for side in numeric)

@@ -28,16 +28,17 @@ def read(text: str, marker: Marker, limit: int) -> Reading | None:
     if marker.stop is None:
         return _read_open(text, marker, limit)
     start, stop = marker.start, marker.stop
-    reading = None
+    nested = None
     if marker.form == "answer":
         content = text[start:stop]
         nested = final_reading(content, markers_from_the_end(content, _NESTED), read)
-        if nested is not None:
-            a, b = nested.span
-            reading = Reading(nested.value, nested.status, (start + a, start + b))
-    if reading is None and stop - start <= WINDOW:
+    if nested is not None:
+        reading = Reading(nested.value, nested.status, (start + nested.span[0], start + nested.span[1]))
+    elif stop - start <= WINDOW:
         reading = _interpret(text, start, stop, closed=True)
-    return _with_offers_after(text, marker.end, limit, reading or Reading(None, "malformed", (start, stop)))
+    else:
+        reading = Reading(None, "malformed", (start, stop))
+    return _with_offers_after(text, marker.end, limit, reading)
 
 
 _NESTED = frozenset(("boxed", "hash", "phrase", "a_colon"))
@@ -49,9 +50,8 @@ def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
     start, stop = marker.start, marker.stop
     if _LIST_NUMBER.match(text, start, stop):
         return None
-    reading = _interpret(text, start, stop, closed=False)
-    if reading is None and marker.end == len(text) and text.startswith("**", marker.begin):
-        reading = _interpret(text, start, stop, closed=True)
+    is_last = marker.end == len(text) and text.startswith("**", marker.begin)
+    reading = _interpret(text, start, stop, closed=is_last)
     if reading is None or reading.status == "malformed":
         return None
     return _with_offers_after(text, marker.end, limit, reading)
@@ -62,7 +62,8 @@ _OFFER = re.compile(rf"\W{{0,12}}(?:[^\W\d]+\W{{1,3}}){{0,3}}?(?:{'|'.join(sorte
 
 def _with_offers_after(text: str, end: int, limit: int, reading: Reading) -> Reading:
     r"""Return the reading of a closed marker that ends at `end`, `"hedged"` before another value: `\boxed{18} or 20`."""
-    if reading.status != "ok" or not (offer := _OFFER.match(text, end, min(limit, end + 100))):
+    offer = _OFFER.match(text, end, min(limit, end + 100))
+    if offer is None:
         return reading
     other = statement(split(tokenise(text, offer.end(), min(limit, offer.end() + 60), most_ends=1))[0])
     if other.value not in (None, reading.value) and not other.prose:
@@ -133,11 +134,11 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
         if final is None:
             if part.remark or (found.status == "none" and (closed or part.labels or not found.prose)):
                 continue
-            if not closed and (found.prose or found.status == "negated"):
+            if not closed and (found.prose or found.status == "negated" or part.after_end):
                 return None
             if found.status != "ok":
                 status = "hedged" if found.status == "hedged" else "malformed"
-                return Reading(None, status, malformed.span if found.value is None else found.span)
+                return Reading(None, status, found.span or malformed.span)
             final = found
             continue
         past_end = past_end or (part.after_end and not closed)

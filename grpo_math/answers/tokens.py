@@ -78,7 +78,7 @@ Token = tuple[str, object, int, int]  # kind, value, start, stop
 def without_layout(piece: str) -> str:
     """Replace struck-out text, tags, entities and LaTeX layout in a text by as many spaces."""
     piece = _LAYOUT.sub(_meaning, piece if piece.isascii() else _plain(piece))
-    for _ in range(4 if "\\" in piece else 0):  # nested groups
+    for _ in range(4):  # nested groups
         piece = _TEXT_GROUP.sub(lambda match: " " * len(match[1]) + match[2] + " ", piece)
     return piece
 
