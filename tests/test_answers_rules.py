@@ -191,7 +191,9 @@ def test_each_vulgar_fraction_is_its_value():
         ("#### 18 dollars.\nThat is 126 weekly.", 18),
         ("\\boxed{18} or maybe 20", None),
         ("\\boxed{18}, or Janet keeps 9 eggs", 18),
-        ("\\boxed{\\frac{3}-{8}}", None),
+        ("#### \\frac{3}-8}", None),
+        ("#### 18 since 9 * 2 = 18. Or 20", None),
+        ("#### The answer is:\n18", 18),
         ("\\boxed{\\frac{3}{8 eggs}}", None),
         ("\\boxed{7}" + " " * 200 + "\\boxed{9}", None),
         # words
