@@ -26,8 +26,10 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trl:GRPOTrainer._step",
         # changed
         "trl:GRPOTrainer._buffered_inputs",
+        "trl:GRPOTrainer._globalstep_last_logged",
         "trl:GRPOTrainer._logs",
         "trl:GRPOTrainer._metrics",
+        "trl:GRPOTrainer._tr_loss",
     ),
     "transformers": (
         "transformers:GenerationMixin._optimize_model_for_decode",

@@ -75,6 +75,20 @@ def test_a_look_writes_the_paired_change_and_its_number(looks):
     assert first["change"]["value"] == 0.5
 
 
+@pytest.mark.parametrize(("step", "number"), [(0, 1), (100, 2), (150, 2), (200, 3), (300, 4)])
+def test_a_resumed_run_counts_the_looks_that_the_resumed_one_had_made(looks, tmp_path, step, number):
+    """Neither those of an earlier run in the output folder, nor those that it makes again."""
+    made, _ = looks
+    lines = [{"step": 100, "look": 1}, {"step": 200, "look": 2}, {"step": 250, "look": 3}, {"step": None}, {"look": 9}]
+    made.resumed = tmp_path / "resumed"
+    for folder, found in ((made.resumed, lines), (made.folder, [{"step": 1, "look": 7}])):
+        folder.mkdir(exist_ok=True)
+        (folder / report.LOOKS).write_text("".join(json.dumps(line) + "\n" for line in found))
+    made.on_train_begin(SimpleNamespace(report_to=[]), TrainerState(global_step=step), TrainerControl())
+    made.look()
+    assert report.read_jsonl(made.folder / report.LOOKS)[-1]["look"] == number
+
+
 def test_the_subset_is_fixed():
     assert subset_of(100, 10, seed=3) == subset_of(100, 10, seed=3) == sorted(set(subset_of(100, 10, seed=3)))
     assert subset_of(5, 10, seed=3) == [0, 1, 2, 3, 4]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import run
 
-from grpo_math import cli
+from grpo_math import cli, report
 from grpo_math.recipe import load_recipe
 from grpo_math.run import heldout
 from grpo_math.trainer import GRPOMathTrainer
@@ -67,7 +67,7 @@ def test_what_is_saved_in_the_middle_of_a_step_goes_on_like_a_run_left_alone(
 
     words = [
         "--heldout_size", "0", "--num_generations", "4", "--per_device_train_batch_size", "4", "--max_steps", "3",
-        "--gradient_accumulation_steps", "4", "--steps_per_generation", str(4 * spread),
+        "--gradient_accumulation_steps", "4", "--steps_per_generation", str(4 * spread), "--logging_steps", "3",
     ]  # fmt: skip
     assert run(tiny_recipe, tmp_path / "whole", *words) == 0
     method = GRPOMathTrainer.training_step
@@ -88,6 +88,9 @@ def test_what_is_saved_in_the_middle_of_a_step_goes_on_like_a_run_left_alone(
     assert ours.keys() == theirs.keys()
     if spread == 2:  # else what is generated anew follows from random numbers that the broken-off step has used
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        logged = [report.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("out", "whole")]
+        ours, theirs = ([{k: v for k, v in m.items() if "time" not in k} for m in lines] for lines in logged)
+        assert ours == theirs  # the first step, too, was not logged when it was saved
 
 
 def test_right_after_a_resume_the_checkpoint_is_named(tiny_recipe, tmp_path, capsys, monkeypatch):

@@ -107,14 +107,20 @@ def test_each_listed_name_stands_under_its_library(table):
 
 @pytest.fixture(scope="module")
 def stock_trainer(tmp_path_factory):
-    args = GRPOConfig(str(tmp_path_factory.mktemp("stock")), use_cpu=True, bf16=False, report_to="none")
-    return GRPOTrainer(tiny_model(), reward, args, prompts(), processing_class=tiny_tokenizer())
+    """After a step: some attributes are set by the training only."""
+    args = GRPOConfig(
+        str(tmp_path_factory.mktemp("stock")), use_cpu=True, bf16=False, report_to="none", max_steps=1, save_strategy="no",
+        max_completion_length=2,
+    )  # fmt: skip
+    trainer = GRPOTrainer(tiny_model(), reward, args, prompts(), processing_class=tiny_tokenizer())
+    trainer.train()
+    return trainer
 
 
 @pytest.mark.parametrize("name", LISTED)
 def test_every_listed_name_exists(name, stock_trainer):
     module, _, path = name.partition(":")
-    if path.startswith("GRPOTrainer."):  # some are attributes that its constructor sets
+    if path.startswith("GRPOTrainer."):  # some are attributes that its constructor or its training sets
         assert hasattr(stock_trainer, path.partition(".")[2])
     elif path:
         *owners, last = path.split(".")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run
+from trainer_fixtures import train
 
 from grpo_math import report
 from grpo_math.errors import RecipeError
@@ -15,6 +16,7 @@ from grpo_math.recipe import dump, load_recipe
 from grpo_math.run import checkpoints
 from grpo_math.run.folder import check_nothing_is_overwritten, set_aside
 from grpo_math.trainer import GRPOMathTrainer
+from grpo_math.trainer.checkpoints import own_state
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
 
@@ -99,15 +101,22 @@ def test_an_adapter_in_a_folder_of_its_own_is_looked_at_too(finished, tmp_path):
     assert checkpoints.damage_of(folder).startswith("ref/adapter_model.safetensors is torn")
 
 
-def test_a_generation_batch_that_is_still_in_use_is_missed(finished, tmp_path):
-    """A checkpoint names the files of its own."""
-    folder = tmp_path / "checkpoint-4"
-    shutil.copytree(finished[0] / "checkpoint-4", folder)
-    assert not (folder / "grpo_math_state.json").exists()  # nothing beside TRL's own files
-    (folder / "grpo_math_state.json").write_text('{"files": ["generation_0.pt"]}')
-    assert checkpoints.damage_of(folder) == "generation_0.pt is missing"
-    cut(folder / "grpo_math_state.json", 5)
-    assert checkpoints.damage_of(folder) == "grpo_math_state.json cannot be read (JSONDecodeError)"
+@pytest.mark.parametrize("lost", ["generation_0.pt", "unlogged_0.pt", "trainer_state.json"])
+def test_each_file_that_a_checkpoint_has_beside_trls_is_missed(tiny_recipe, tmp_path, lost):
+    """The names stand in `trainer_state.json`, with the state of the options: none of it is lost without being noticed."""
+    words = ["--max_steps", "2", "--save_steps", "2", "--logging_steps", "3", "--heldout_size", "0"]
+    words += ["--kl_target", "0.02", "--beta", "0.1", "--steps_per_generation", "3"]
+    assert run(tiny_recipe, tmp_path, *words) == 0
+    folder = tmp_path / "checkpoint-2"
+    assert checkpoints.damage_of(folder) is None
+    (folder / lost).unlink()
+    assert checkpoints.damage_of(folder) == f"{lost} is missing"
+
+
+def test_a_checkpoint_of_trls_own_trainer_is_whole(tmp_path):
+    train(False, tmp_path, max_steps=2, save_strategy="steps", save_steps=2, logging_steps=3)
+    assert own_state(tmp_path / "checkpoint-2") == {}
+    assert checkpoints.damage_of(tmp_path / "checkpoint-2") is None
 
 
 @pytest.mark.parametrize(
@@ -193,11 +202,56 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(copy, tiny_recipe, c
     folder, words = copy
     assert run(tiny_recipe, folder, *words, "--max_steps", "5") == 2  # given twice on the command line
     words[words.index("--max_steps") + 1] = "5"
-    assert run(tiny_recipe, folder, *words, "--learning_rate", "1e-4") == 0
-    assert "other settings than the run was started with: max_steps: 4 -> 5, learning_rate: 0.0007 -> 0.0001." in (
-        capsys.readouterr().out
-    )
+    assert run(tiny_recipe, folder, *words) == 0
+    assert "other settings than the run was started with: max_steps: 4 -> 5." in capsys.readouterr().out
     assert [m["step"] for m in report.read_jsonl(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_learning_rate_given_at_a_resume_is_said_to_have_no_effect(copy, tiny_recipe, capsys):
+    """Nor has another weight decay; another schedule has, from the second step on."""
+    folder, words = copy
+    shutil.rmtree(folder / "checkpoint-4")
+    words += ["--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "10"]
+    assert run(tiny_recipe, folder, *words, "--learning_rate", "1e-4", "--weight_decay", "0.5") == 0
+    printed = capsys.readouterr().out
+    assert "optimizer and schedule: learning_rate: 0.0007, not 0.0001; weight_decay: 0.0, not 0.5. For other" in printed
+    assert "lr_scheduler_type: linear -> constant_with_warmup, warmup_steps: 0 -> 10." in printed
+    rates = [m["learning_rate"] for m in report.read_jsonl(folder / "metrics.jsonl")]
+    assert rates == pytest.approx([7e-4, 7e-4 * 3 / 4, 7e-4 / 2, 7e-4 * 3 / 10])
+    group = torch.load(folder / "checkpoint-4" / "optimizer.pt")["param_groups"][0]
+    assert (group["initial_lr"], group["weight_decay"]) == (7e-4, 0.0)
+    assert load_recipe(folder / "recipe.yaml").training.learning_rate == 7e-4
+
+
+def test_a_generation_batch_is_left_where_the_resumed_run_divides_it_otherwise(tiny_recipe, tmp_path):
+    """Of three micro-batches, two are used; a run with four to a generation makes its own."""
+    words = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--heldout_size", "0"]
+    assert run(tiny_recipe, tmp_path, *words, "--steps_per_generation", "3") == 0
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    words += ["--steps_per_generation", "4", "--resume_from_checkpoint", "true"]
+    assert run(tiny_recipe, tmp_path, *words) == 0
+    assert [m["step"] for m in report.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 3]  # those of generations
+
+
+def test_early_stopping_can_be_switched_on_at_a_resume(copy, tiny_recipe):
+    """A callback of which the checkpoint has no state."""
+    folder, words = copy
+    shutil.rmtree(folder / "checkpoint-4")
+    words += ["--eval_steps", "1", "--early_stopping_patience", "3", "--load_best_model_at_end", "true"]
+    words[words.index("--save_steps") + 1] = "1"
+    assert run(tiny_recipe, folder, *words) == 0
+    assert [look["step"] for look in report.read_jsonl(folder / report.LOOKS)] == [3, 4]
+
+
+def test_saves_and_logs_are_as_often_as_the_resume_says(copy, tiny_recipe):
+    """TRL goes on with those of the checkpoint."""
+    folder, words = copy
+    shutil.rmtree(folder / "checkpoint-4")
+    words[words.index("--save_steps") + 1] = "1"
+    words[words.index("--logging_steps") + 1] = "2"
+    assert run(tiny_recipe, folder, *words) == 0
+    assert (folder / "checkpoint-3").is_dir()
+    assert [m["step"] for m in report.read_jsonl(folder / "metrics.jsonl")] == [1, 2, 4]
 
 
 @pytest.mark.parametrize(

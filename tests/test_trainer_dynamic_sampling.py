@@ -7,7 +7,7 @@ from trainer_fixtures import logged, prompts, tiny_model, tiny_tokenizer, train
 from trl import GRPOTrainer
 
 from grpo_math.trainer import losses
-from grpo_math.trainer.checkpoints import STATE_FILE
+from grpo_math.trainer.checkpoints import OWN_STATE
 from grpo_math.trainer.dynamic_sampling import _overwrite_rows
 
 
@@ -206,9 +206,9 @@ def test_a_resumed_run_draws_the_fresh_prompts_that_follow(tmp_path, rows, strea
 
 
 def test_a_checkpoint_without_our_state_loads(tmp_path):
-    train(True, tmp_path, save_strategy="steps", save_steps=1)
+    train(False, tmp_path, save_strategy="steps", save_steps=1)
     checkpoint = tmp_path / "checkpoint-1"
-    assert not (checkpoint / STATE_FILE).exists()
+    assert OWN_STATE not in (checkpoint / "trainer_state.json").read_text()
     resumed = train(
         True, tmp_path, max_steps=2, dynamic_sampling=10, reward_funcs=words_only, resume_from=str(checkpoint)
     )

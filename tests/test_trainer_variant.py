@@ -19,7 +19,7 @@ from trainer_fixtures import (
 )
 
 from grpo_math.trainer import losses, micro_batches
-from grpo_math.trainer.checkpoints import STATE_FILE
+from grpo_math.trainer.checkpoints import OWN_STATE, own_state
 
 LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 # Ratios, divergences and clips all differ from their starting values from the second step on
@@ -162,13 +162,14 @@ def test_the_adapted_beta_is_saved_and_restored(tmp_path, saved):
     options |= {"save_strategy": "steps", "save_steps": 2, "dataset": prompts(64)}
     whole = train(True, tmp_path / "whole", max_steps=4, **options)
     checkpoint = tmp_path / "whole" / "checkpoint-2"
-    kept = json.loads((checkpoint / STATE_FILE).read_text())
-    assert kept == {"files": [], "beta": pytest.approx(logged(whole, "beta")[2])}
+    assert own_state(checkpoint) == {"files": [], "beta": pytest.approx(logged(whole, "beta")[2])}
     resumed = train(True, tmp_path / "resumed", max_steps=4, resume_from=str(checkpoint), **options)
     assert logged(resumed, "beta")[2] == pytest.approx(logged(whole, "beta")[2])
     assert resumed.beta != 0.1
 
-    (checkpoint / STATE_FILE).write_text('{"beta": 0.07}')  # of a run without dynamic sampling
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state["stateful_callbacks"][OWN_STATE] = {"beta": 0.07}  # of a run without dynamic sampling
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     other = train(True, tmp_path / "other", max_steps=3, dynamic_sampling=1, resume_from=str(checkpoint), **options)
     assert logged(other, "beta")[2] == 0.07
 

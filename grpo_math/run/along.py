@@ -56,6 +56,13 @@ def subset_of(count: int, size: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(count), min(size, count)))
 
 
+def looks_until(path: Path, step: int) -> int:
+    """How many looks a run had made when it reached a step: those beyond it are made again."""
+    lines = read_lines(path)[0] if path.exists() else []
+    made = ((line.get("step"), line.get("look")) for line in lines)
+    return max((look for at, look in made if isinstance(at, int) and isinstance(look, int) and at <= step), default=0)
+
+
 class LooksAlong(TrainerCallback):
     """
     Looks at held-out accuracy when an evaluation is due, unless the looks would then take more than a share of the run.
@@ -70,6 +77,7 @@ class LooksAlong(TrainerCallback):
         share: The most that the looks may take of the time since training began.
         always: Whether every look that is due is made, whatever it takes: the best checkpoint is chosen by them.
         clock: Seconds, from any start.
+        resumed: The folder of the run that is resumed, with the looks that it has made; None for a start.
     """
 
     def __init__(
@@ -83,8 +91,9 @@ class LooksAlong(TrainerCallback):
         share: float,
         always: bool = False,
         clock: Callable[[], float] = time.perf_counter,
+        resumed: Path | None = None,
     ):
-        self.trainer, self.folder, self.measure = trainer, folder, measure
+        self.trainer, self.folder, self.resumed, self.measure = trainer, folder, resumed, measure
         self.before = [before[i] for i in rows]
         self.rows, self.seconds, self.share, self.always, self.clock = rows, seconds, share, always, clock
         self.spent, self.made, self.left_out = 0.0, 0, 0
@@ -96,9 +105,7 @@ class LooksAlong(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began = self.clock()
-        path = self.folder / LOOKS
-        if state.global_step and path.exists():
-            self.look_number = max((line.get("look", 0) for line in read_lines(path)[0]), default=0)
+        self.look_number = looks_until(self.resumed / LOOKS, state.global_step) if self.resumed else 0
         if not state.global_step and args.report_to:
             self.trainer.log(self._metrics(clustered([r["correct"] for r in self.before]), None))
 

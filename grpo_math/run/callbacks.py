@@ -58,6 +58,7 @@ class RunRecorder(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first_step = state.global_step
+        state.compute_steps(args, state.max_steps)  # else logs, looks and saves are as often as the checkpoint says
 
     def on_step_end(self, args, state, control, **kwargs):
         self.begin()

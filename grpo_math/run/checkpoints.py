@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_math.errors import RecipeError
 from grpo_math.recipe import Recipe, fields, read_yaml
-from grpo_math.trainer.checkpoints import STATE_FILE, checkpoints_of
+from grpo_math.trainer.checkpoints import checkpoints_of, own_state
 
 # What DeepSpeed and FSDP write in place of `optimizer.pt`: folders
 SHARDED_OPTIMIZER = ("global_step*", "optimizer_*", "pytorch_model_fsdp*")
@@ -112,13 +112,16 @@ def stored_values(folder: Path) -> dict[str, Any]:
 # What the saved weights and the optimizer's state belong to
 SAME = ("model_name_or_path", "model_revision", "use_peft", "use_dora", "use_rslora", "optim", "optim_args")
 SAME_PREFIXES = ("lora_", "load_in_", "bnb_")
+# What the states of optimizer and schedule bring along, so that a resume with other values trains with the checkpoint's
+KEPT = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 # How a start is made, not what is trained
 OF_THE_START = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "use_cpu")
 
 
 def check_same_training(recipe: Recipe, stored: dict[str, Any]) -> None:
     """
-    The recipe goes on with the training that the checkpoint is of. Other differences become one of the recipe's notes.
+    The recipe goes on with the training that the checkpoint is of. Other differences become one of the recipe's notes; where
+    the checkpoint's value is the one that counts, it becomes the recipe's too.
 
     Args:
         recipe: To resume with.
@@ -129,7 +132,7 @@ def check_same_training(recipe: Recipe, stored: dict[str, Any]) -> None:
     """
     if not stored:
         return
-    known, changed = fields(), []
+    known, changed, kept = fields(), [], []
     for name in dict.fromkeys([*stored, *recipe.values]):
         if name not in known or name in OF_THE_START:
             continue
@@ -145,17 +148,24 @@ def check_same_training(recipe: Recipe, stored: dict[str, Any]) -> None:
                 f"{recipe.place(name)}: {name}: {now}, but the run in {recipe.training.output_dir} was trained with "
                 f"{name}: {before}. Resume with that, or start afresh in another output_dir"
             )
-        changed.append(f"{name}: {before} -> {now}")
+        if name in KEPT:
+            kept.append(f"{name}: {before}, not {now}")
+            recipe.values[name] = before
+            setattr(recipe.training, name, before)
+        else:
+            changed.append(f"{name}: {before} -> {now}")
     if changed:
         recipe.notes.append(f"Resumed with other settings than the run was started with: {', '.join(changed)}.")
+    if kept:
+        recipe.notes.append(
+            f"A resume keeps the checkpoint's optimizer and schedule: {'; '.join(kept)}. For other values start afresh, with "
+            f"--model_name_or_path {recipe.training.output_dir}/{PREFIX_CHECKPOINT_DIR}-N."
+        )
 
 
 def own_files_of(checkpoint: Path) -> list[str]:
     """What a checkpoint holds beside TRL's files, as it says itself: the options may be others at a resume."""
-    try:
-        names = json.loads((checkpoint / STATE_FILE).read_bytes())["files"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # TRL's own, or torn, which its reader finds
-        return []
+    names = own_state(checkpoint).get("files")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 

@@ -61,6 +61,11 @@ class Prepared:
     aside: Path | None = None
 
     @property
+    def resumed_folder(self) -> Path | None:
+        """The folder of the run that is resumed, which may be another than this run's."""
+        return Path(self.checkpoint).parent if self.checkpoint else None
+
+    @property
     def accuracy_reward(self) -> Callable:
         return self.scorers.accuracy
 

@@ -165,7 +165,7 @@ def _train(run: Prepared) -> int:
     started = clock()
     after = measure_heldout(run, "after")
     if main:
-        end = 1 + _finished_before(folder, trainer.state.global_step)
+        end = 1 + _finished_before(run.resumed_folder or folder, trainer.state.global_step)
         chosen_by = looks.rows if looks and looks.always else ()
         summary = {
             **summarise(run, before, after, seconds),
@@ -210,6 +210,7 @@ def looks_along(run: Prepared, before: list[dict] | None, seconds: float) -> Loo
         expected,
         task.eval_share,
         args.load_best_model_at_end,
+        resumed=run.resumed_folder,
     )
     trainer.add_callback(looks)
     if task.early_stopping_patience is not None:

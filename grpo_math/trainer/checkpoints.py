@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-from grpo_math.files import write_whole
 
 CARD = "README.md"
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-# The names of the checkpoint's own files; as far as the options are in use: the adapted beta, the place among the fresh prompts
-STATE_FILE = "grpo_math_state.json"
+# Among the `stateful_callbacks` of `trainer_state.json`: the names of the checkpoint's own files and, as far as the options
+# are in use, the adapted beta and the place among the fresh prompts. A checkpoint that has lost it has lost TRL's state.
+OWN_STATE = "GRPOMathTrainer"
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -109,35 +110,104 @@ def load_generation(trainer: Any, folder: Path) -> None:
         trainer._step, trainer._buffered_inputs = kept["step"], kept["batches"]
 
 
+def unlogged_file(rank: int) -> str:
+    """The file with a process's metrics since the last log, in checkpoints between two logs."""
+    return f"unlogged_{rank}.pt"
+
+
+class UnloggedSteps(TrainerCallback):
+    """
+    The steps since the last log, of which TRL's checkpoint knows nothing: a resumed run logs the mean over all of them.
+
+    Args:
+        trainer ([`GRPOMathTrainer`]).
+    """
+
+    COLUMNS = ("prompt", "completion", "advantages")
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.counts: dict[str, int] = {}  # values of each metric, and their loss, at the end of the last finished step
+        self.loss: torch.Tensor | None = None
+        self.resumed_from: Path | None = None
+
+    def note(self) -> None:
+        """Called at the end of each optimizer step: out of memory ends a run within the next one."""
+        self.counts = {name: len(values) for name, values in self.trainer._metrics["train"].items()}
+        self.loss = self.trainer._tr_loss.clone()
+
+    def are_there(self) -> bool:
+        return self.trainer.state.global_step > self.trainer._globalstep_last_logged
+
+    def save(self, folder: Path) -> None:
+        """Keeps them beside TRL's files; each process calls it."""
+        trainer = self.trainer
+        path = folder / unlogged_file(trainer.args.process_index)
+        if not self.are_there():
+            path.unlink(missing_ok=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = trainer._metrics["train"]
+        texts = {name: list(trainer._logs[name]) for name in self.COLUMNS}
+        texts["rewards"] = {name: list(values) for name, values in trainer._logs["rewards"].items()}
+        kept = {
+            "last_logged": trainer._globalstep_last_logged,
+            "loss": self.loss,
+            "metrics": {name: metrics[name][:count] for name, count in self.counts.items()},
+            "logs": texts,
+        }
+        torch.save(kept, path)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        folder, self.resumed_from = self.resumed_from, None
+        path = folder and folder / unlogged_file(args.process_index)
+        if path is None or not path.exists():
+            return
+        trainer = self.trainer
+        kept = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+        trainer._globalstep_last_logged, trainer._tr_loss = kept["last_logged"], kept["loss"]
+        trainer._metrics["train"].update(kept["metrics"])
+        for name in self.COLUMNS:
+            trainer._logs[name].extend(kept["logs"][name])
+        for name, values in kept["logs"]["rewards"].items():
+            trainer._logs["rewards"][name].extend(values)
+
+
 def begin_checkpoint(trainer: Any, folder: Path) -> None:
     """
-    The options' state, before TRL writes its own; an earlier checkpoint of the same step counts no more as finished.
+    The checkpoint's own files, before TRL writes its own; an earlier checkpoint of the same step counts no more as finished.
 
     Args:
         trainer ([`GRPOMathTrainer`]).
         folder (`Path`): Of the checkpoint.
     """
-    if not trainer.args.should_save:
-        save_generation(trainer, folder)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-    files = [generation_file(rank) for rank in range(trainer.args.world_size)] if keeps_generation(trainer) else []
-    state = state_of(trainer)
-    if files or state:
-        write_whole(folder / STATE_FILE, json.dumps({"files": files, **state}))
-    else:  # TRL's own files are all there is
-        (folder / STATE_FILE).unlink(missing_ok=True)
+    if trainer.args.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        kinds = [generation_file] * keeps_generation(trainer) + [unlogged_file] * trainer._unlogged.are_there()
+        files = [name(rank) for name in kinds for rank in range(trainer.args.world_size)]
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):  # one that is new since the resume: TRL's saving expects an entry
+                trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+        trainer.state.stateful_callbacks[OWN_STATE] = {"files": files, **state_of(trainer)}
     save_generation(trainer, folder)
+    trainer._unlogged.save(folder)
+
+
+def own_state(folder: Path) -> dict[str, Any]:
+    """What `begin_checkpoint` has left in `trainer_state.json`; empty for a checkpoint of TRL's own trainer, or a torn one."""
+    try:
+        found = json.loads((folder / TRAINER_STATE_NAME).read_bytes())["stateful_callbacks"][OWN_STATE]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_state(trainer: Any, folder: Path) -> None:
     """Restores what `begin_checkpoint` has kept, as far as the trainer's options still need it."""
     load_generation(trainer, folder)
-    path = folder / STATE_FILE
-    if not path.exists():
-        return
-    state = json.loads(path.read_bytes())
+    trainer._unlogged.resumed_from = folder
+    state = own_state(folder)
     if trainer._variant.kl_target is not None and "beta" in state:
         trainer.beta = state["beta"]
     if trainer._dynamic_sampling.rounds and "fresh_prompts" in state:

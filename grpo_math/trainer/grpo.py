@@ -70,6 +70,8 @@ class GRPOMathTrainer(GRPOTrainer):
         with beta_as(args, 1.0 if copy_adapter else args.beta):
             super().__init__(model, reward_funcs, args, *others, **kwargs)
         self.beta = args.beta
+        self._unlogged = checkpoints.UnloggedSteps(self)
+        self.add_callback(self._unlogged)
 
         policy = self.accelerator.unwrap_model(self.model)
         base = policy.get_base_model() if is_peft_model(policy) else policy
@@ -292,8 +294,9 @@ class GRPOMathTrainer(GRPOTrainer):
     # --- checkpoints ---
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
-        """Notes how many micro-batches the finished optimizer steps took."""
+        """Notes how many micro-batches the finished optimizer steps took, and what of them is not logged yet."""
         self._finished_micro_steps = self._step
+        self._unlogged.note()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial):

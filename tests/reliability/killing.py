@@ -3,10 +3,11 @@
 Run as a script, since each run is a forked process: torch is imported once, and no thread is there yet.
 
     python tests/reliability/killing.py FOLDER writes 1 2 ... -- --beta 0.1      kills at the N-th change of a file
+    python tests/reliability/killing.py FOLDER writes 3::5 -- --beta 0.1           at each fifth one, from the third on
     python tests/reliability/killing.py FOLDER moments 0.1 0.5 ... -- --beta 0.1   kills after that share of the run's time
 
-Prints one JSON object: the number of changes in a whole run, how often a run was killed and went on from a
-checkpoint, and the differences found.
+Prints one JSON object: the number of changes in a whole run, the options that the trainer switched off, how often a run was
+killed and went on from a checkpoint, and the differences found.
 """
 
 import contextlib
@@ -94,9 +95,9 @@ def train(folder, words, at=None, total=None):
         from grpo_math import cli
 
         count = watch_writes(folder, at)
-        code = cli.main(
-            ["train", str(ROOT / "recipes/countdown_tiny.yaml"), "--output_dir", str(folder), *WORDS, *words]
-        )
+        given = dict(zip(WORDS[::2], WORDS[1::2], strict=True)) | dict(zip(words[::2], words[1::2], strict=True))
+        named = [part for pair in given.items() for part in pair]
+        code = cli.main(["train", str(ROOT / "recipes/countdown_tiny.yaml"), "--output_dir", str(folder), *named])
         if total is not None:
             total.write_text(str(next(count) - 1))
         return code
@@ -156,9 +157,7 @@ def result_of(folder):
         "weights": load_file(folder / weights),
         "optimizer": torch.load(last / "optimizer.pt", weights_only=True)["state"],
         "schedule": torch.load(last / "scheduler.pt", weights_only=True),
-        "options": json.loads((last / "grpo_math_state.json").read_text())
-        if (last / "grpo_math_state.json").exists()
-        else 0,
+        "options": json.loads((last / "trainer_state.json").read_bytes())["stateful_callbacks"],
         "metrics": lines("metrics.jsonl"),
         "completions": lines("completions.jsonl"),
         **{name: (folder / name).read_bytes() for name in ("heldout_before.json", "heldout_after.json")},
@@ -192,8 +191,11 @@ def main(folder, mode, *rest):
     seconds = time.monotonic() - started
     assert code == 0, (folder / "log").read_text()[-2000:]
     expected, found = result_of(whole), {"writes": int(total.read_text()), "killed": 0, "resumed": 0, "differences": {}}
-    if points == ["all"]:
-        points = [str(n) for n in range(1, found["writes"] + 1)]
+    found["switched off"] = re.findall(r".* is disabled because .*", (folder / "log").read_text())
+    if "::" in points[0]:
+        first, step = map(int, points[0].split("::"))
+        points = [str(n) for n in range(first, found["writes"] + 1, step)]
+    found["points"] = len(points)
     for point in points:
         killed = folder / "killed"
         shutil.rmtree(killed, ignore_errors=True)

@@ -11,13 +11,18 @@ import killing
 import pytest
 from conftest import ROOT
 
+UNLOGGED = ["--logging_steps", "3"]  # the checkpoints at steps 2 and 4 lie between two logs
+KL_TARGET = ["--beta", "0.1", "--kl_target", "0.02"]
 VARIANTS = {
     "plain": [],
     "LoRA": ["--use_peft", "true"],
-    "a KL target and packed groups": ["--beta", "0.1", "--kl_target", "0.02", "--pack_groups", "true"],
-    "dynamic sampling": ["--dynamic_sampling", "2"],
-    "several steps a generation": ["--steps_per_generation", "3"],
+    "a KL target and packed groups": [*KL_TARGET, "--pack_groups", "true"],
+    "dynamic sampling": ["--dynamic_sampling", "2", *UNLOGGED],
+    "several steps a generation": ["--steps_per_generation", "3", *UNLOGGED],
+    "all of it": ["--use_peft", "true", *KL_TARGET, "--pack_groups", "true", "--dynamic_sampling", "2", *UNLOGGED],
 }
+# Long ones: every change of a file instead of every fifth, and twenty moments a variant instead of four
+ALL = bool(os.environ.get("GRPO_MATH_ALL_KILLS"))
 
 
 def kill(folder, mode, points, words=()):
@@ -55,19 +60,22 @@ def test_a_resume_that_refuses_a_finished_checkpoint_is_no_success(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_change_of_a_file_ends_like_one_left_alone(tmp_path):
-    """Every fifth of them here; GRPO_MATH_ALL_KILLS=1 takes all."""
-    points = ["all"] if os.environ.get("GRPO_MATH_ALL_KILLS") else range(1, 111, 5)
-    found = kill(tmp_path, "writes", points)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_that_is_killed_at_any_change_of_a_file_ends_like_one_left_alone(tmp_path, variant):
+    """Every fifth change here, other ones in each variant; GRPO_MATH_ALL_KILLS=1 takes all."""
+    points = "1::1" if ALL else f"{1 + list(VARIANTS).index(variant) % 5}::5"
+    found = kill(tmp_path, "writes", [points], VARIANTS[variant])
     assert found["differences"] == {}
-    assert found["killed"] >= 20
-    assert found["resumed"] >= 1
+    assert found["switched off"] == []
+    assert found["killed"] == found["points"] >= 20
+    assert found["resumed"] >= found["points"] / 3  # the others were killed before the first checkpoint was whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_that_is_killed_at_random_moments_ends_like_one_left_alone(tmp_path, variant):
     draw = random.Random(variant)
-    found = kill(tmp_path, "moments", [round(draw.uniform(0.1, 0.95), 3) for _ in range(4)], VARIANTS[variant])
+    moments = [round(draw.uniform(0.1, 0.95), 3) for _ in range(20 if ALL else 4)]
+    found = kill(tmp_path, "moments", moments, VARIANTS[variant])
     assert found["differences"] == {}
-    assert found["killed"] == 4
+    assert found["killed"] == len(moments)
