@@ -137,3 +137,21 @@ def test_a_step_that_fails_right_after_a_resume_saves_nothing(tiny_recipe, tmp_p
     assert f"No step was finished since the resume: {checkpoint} still holds the run." in printed
     assert f"--resume_from_checkpoint {checkpoint}" in printed
     assert not (tmp_path / "second" / "checkpoint-2").exists()
+
+
+def test_a_finished_run_whose_results_are_made_elsewhere_saves_no_checkpoint(tiny_recipe, tmp_path, capsys, monkeypatch):
+    """Nothing is trained there, and its trainer has no optimizer that a checkpoint could hold."""
+    words = ["--max_steps", "2", "--save_steps", "2", "--heldout_size", "2", "--heldout_generations", "1"]
+    assert run(tiny_recipe, tmp_path / "first", *words) == 0
+    capsys.readouterr()
+    checkpoint, measure = tmp_path / "first" / "checkpoint-2", heldout.measure
+
+    def measure_before(*args, **kwargs):
+        if (tmp_path / "second" / "recipe.yaml").exists():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(heldout, "measure", measure_before)
+    assert run(tiny_recipe, tmp_path / "second", *words, "--resume_from_checkpoint", str(checkpoint)) == 1
+    assert f"No step was finished since the resume: {checkpoint} still holds the run." in capsys.readouterr().err
+    assert not list((tmp_path / "second").glob("checkpoint-*"))
