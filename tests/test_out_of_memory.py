@@ -139,7 +139,9 @@ def test_a_step_that_fails_right_after_a_resume_saves_nothing(tiny_recipe, tmp_p
     assert not (tmp_path / "second" / "checkpoint-2").exists()
 
 
-def test_a_finished_run_whose_results_are_made_elsewhere_saves_no_checkpoint(tiny_recipe, tmp_path, capsys, monkeypatch):
+def test_a_finished_run_whose_results_are_made_elsewhere_saves_no_checkpoint(
+    tiny_recipe, tmp_path, capsys, monkeypatch
+):
     """Nothing is trained there, and its trainer has no optimizer that a checkpoint could hold."""
     words = ["--max_steps", "2", "--save_steps", "2", "--heldout_size", "2", "--heldout_generations", "1"]
     assert run(tiny_recipe, tmp_path / "first", *words) == 0

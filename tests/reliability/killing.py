@@ -210,6 +210,7 @@ def main(folder, mode, *rest):
             found["resumed"] += json.loads((killed / "summary.json").read_bytes())["resumed_at"] > 0
         if wrong:
             found["differences"][point] = wrong
+        print(f"{mode} {point}: {wrong or 'the same'}", file=sys.stderr, flush=True)
     print(json.dumps(found))
 
 

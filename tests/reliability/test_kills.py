@@ -19,8 +19,10 @@ VARIANTS = {
     "a KL target and packed groups": [*KL_TARGET, "--pack_groups", "true"],
     "dynamic sampling": ["--dynamic_sampling", "2", *UNLOGGED],
     "several steps a generation": ["--steps_per_generation", "3", *UNLOGGED],
-    "all of it": ["--use_peft", "true", *KL_TARGET, "--pack_groups", "true", "--dynamic_sampling", "2", *UNLOGGED],
-}
+    "all of it": [
+        "--use_peft", "true", "--lora_dropout", "0", *KL_TARGET, "--pack_groups", "true", "--dynamic_sampling", "2", *UNLOGGED,
+    ],
+}  # fmt: skip
 # Long ones: every change of a file instead of every fifth, and twenty moments a variant instead of four
 ALL = bool(os.environ.get("GRPO_MATH_ALL_KILLS"))
 
