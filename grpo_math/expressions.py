@@ -30,13 +30,17 @@ _MAX_LENGTH = 10_000
 
 _TOKEN = re.compile(r"\d+|\S")
 
-# The same symbol in another script or typeface. None deletes a character.
+# The same operator in another script or typeface.
+OPERATORS = {
+    **dict.fromkeys("×∗⋅·∙•✕✖＊", "*"),
+    **dict.fromkeys("÷∕⁄／➗", "/"),
+    **dict.fromkeys("−‐‑–﹣－➖", "-"),
+    **dict.fromkeys("＋➕", "+"),
+}
+# None deletes a character.
 _SYMBOLS = str.maketrans(
     {
-        **dict.fromkeys("×∗⋅·∙•✕✖＊", "*"),
-        **dict.fromkeys("÷∕⁄／➗", "/"),
-        **dict.fromkeys("−‐‑–﹣－➖", "-"),
-        **dict.fromkeys("＋➕", "+"),
+        **OPERATORS,
         **dict.fromkeys("（［｛", "("),
         **dict.fromkeys("）］｝", ")"),
         "＝": "=",
@@ -155,7 +159,12 @@ def _plain_symbols(expr: str) -> str:
         expr = _LATEX_COMMAND.sub(_latex_command, expr)
         if "\\" in expr:
             expr = _fractions_and_boxes(expr)
-    return "".join([str(int(c)) if c.isdecimal() else c for c in expr]) if not expr.isascii() else expr
+    return ascii_digits(expr)
+
+
+def ascii_digits(text: str) -> str:
+    """Replace the digits of every script, also full-width ones, by `0-9`."""
+    return text if text.isascii() else "".join([str(int(c)) if c.isdecimal() else c for c in text])
 
 
 def _latex_command(match: re.Match) -> str:

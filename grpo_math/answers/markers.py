@@ -127,7 +127,7 @@ def _box_at(text: str, begin: int, start: int) -> Marker | None:
 
 
 _STATEMENT = re.compile(
-    r"""(?: A(?=:) | answers?\b (?:["'*`)\]]|\s?\([^()\n]{0,40}\)){0,4}
+    r"""(?: A | answers?\b (?:["'*`)\]]|\s?\([^()\n]{0,40}\)){0,4}
             (?:\ (?:to|for|of)\ (?:"[^"\n]{1,200}"|[^".:!?\n]){1,80}? )? )
         (?: (?P<label> \s?(?:[:=：]|->) )
           | (?P<heading> \ {0,8}\n )
@@ -159,7 +159,7 @@ def _statement_at(text: str, at: int) -> Marker | None:
 
 _LABEL = re.compile(
     r"""(?: 答案 | 答え | 정답 | \b(?:ответ|respuesta|réponse|antwort)\b (?:\ finale)?
-          | ^[#>*\ ]{0,8} (?:final\ )? (?:ans|result|value)\b )
+          | ^[>*\ ]{0,8} (?:final\ )? (?:ans|result|value)\b )
         \*{0,2} (?: \s? (?P<label> [:：=] ) | \s?[是は] | \ (?:es|est|ist|lautet)\b )
     """,
     re.I | re.X | re.M,
@@ -181,7 +181,7 @@ def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
 # Markup around one line: bold, italic, code, a code block, an HTML tag, a heading, the last cell of a table row.
 _BOLD_BEGIN = re.compile(r"[*_`<#|]")
 _BOLD = re.compile(
-    r"""(?<!\w) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`](?:[^*_`\n]|\ \*\ ){0,80}|[\d.]+) (?P=mark) (?!\w)
+    r"""(?<!\w) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`](?:[^*_`\n]|\ \*\ ){0,80}) (?P=mark) (?!\w)
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
       | <(?P<tag>b|strong)> (?P<c>[^<\n]{0,80}) </(?P=tag)>
       | ^\#{1,6}[ ] (?P<d>[^\n]{1,80})$

@@ -8,6 +8,8 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from grpo_math.expressions import OPERATORS, ascii_digits
+
 _MAX_DIGITS = 250  # longer numbers have no value, which bounds time and memory
 
 _ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -43,15 +45,15 @@ _TOKEN = re.compile(
     re.X | re.I,
 )
 
-_TO_ASCII = {
-    **dict.fromkeys(map(ord, "−‐‑–—﹣－"), "-"),
-    **dict.fromkeys(map(ord, "×⋅·∗"), "*"),
-    **dict.fromkeys(map(ord, "÷∕⁄"), "/"),
-    **dict.fromkeys(map(ord, "\u00a0\u2009\u202f\u200b\u200c\u200d\u2060\ufeff"), " "),
-    ord("。"): ".",
-    ord("："): ":",
-}
-_DIGIT = re.compile(r"\d")  # of every script, also full-width
+_TO_ASCII = str.maketrans(
+    {
+        **OPERATORS,
+        **dict.fromkeys("\u00a0\u2009\u202f\u200b\u200c\u200d\u2060\ufeff", " "),
+        "—": "-",
+        "。": ".",
+        "：": ":",
+    }
+)
 
 # What is replaced by its meaning, or by spaces without a named group.
 _LAYOUT = re.compile(
@@ -77,7 +79,7 @@ Token = tuple[str, object, int, int]  # kind, value, start, stop
 
 def without_layout(piece: str) -> str:
     """Replace struck-out text, tags, entities and LaTeX layout in a text by as many spaces."""
-    piece = _LAYOUT.sub(_meaning, piece if piece.isascii() else _plain(piece))
+    piece = _LAYOUT.sub(_meaning, _plain(piece))
     for _ in range(4):  # nested groups
         piece = _TEXT_GROUP.sub(lambda match: " " * len(match[1]) + match[2] + " ", piece)
     return piece
@@ -85,7 +87,7 @@ def without_layout(piece: str) -> str:
 
 def _plain(piece: str) -> str:
     """Replace other scripts' digits, signs and spaces by ASCII, one character by one character."""
-    return _DIGIT.sub(lambda match: str(unicodedata.decimal(match.group())), piece.translate(_TO_ASCII))
+    return ascii_digits(piece.translate(_TO_ASCII))
 
 
 def _meaning(layout: re.Match) -> str:
