@@ -160,6 +160,13 @@ def test_each_vulgar_fraction_is_its_value():
         ("### final_answer\n18", 18),
         ("The answer comes out to 18.", 18),
         # the marker that decides
+        ("1) **18**\n2) **20**", None),
+        ("1. $\\boxed{18}$\n2. $\\boxed{20}$", None),
+        ("18 or \\boxed{18}", 18),
+        ("18.0 or \\boxed{18}", 18),
+        ("1,450 or \\boxed{1450}", 1450),
+        ("| 1. Eggs | 2. Money |", None),
+        ("Answer: she makes $18 a day!", 18),
         ("\\boxed{18} dollars a day.\nAnswer: 20", 18),
         ("Put it into \\boxed{} at the end. The answer is 18.", 18),
         ("\\boxed{18 eggs} or \\boxed{20 eggs}", None),

@@ -54,7 +54,7 @@ def test_heading_after_the_expression_does_not_replace_it(after, expected):
 
 def test_another_expression_is_no_heading():
     for word in "So Thus Hence Therefore The My Final Correct Expression Equation Answer Solution".split():  # noqa: SIM905
-        completion = f"<answer>(3 + 5) * 7</answer>\n#### {word} 3 + 5 + 7"
+        completion = f"<answer>(3 + 5) * 7</answer>\n#### {word} 3 + 5 + 8"
         assert countdown_accuracy([completion], nums=[[3, 5, 7]], target=[56]) == [0.0], word
 
 

@@ -12,8 +12,8 @@ from grpo_math.answers.words import CORRECTIONS, JOINERS, LEAD_INS
 _OPENING_MARKUP = " \t\r\n*_`$:\\([{\"'"
 _CORRECTION = re.compile(rf"\b(?:{'|'.join(sorted(CORRECTIONS))})\b", re.I)
 _JOINING = re.compile(
-    rf"[\W_]*(?:(?:{'|'.join(sorted(JOINERS | LEAD_INS))})\b[\W_]*)*"
-    r"(?:\d{1,2}[.)]\s[\W_]*)?",  # the number of a list
+    rf"\W*(?:(?:{'|'.join(sorted(JOINERS | LEAD_INS))})\b\W*)*"
+    r"(?:\d{1,2}[.)]\s\W*)?",  # the number of a list
     re.I,
 )
 
