@@ -36,6 +36,10 @@ def test_countdown_reads_expressions_in_boxes_tags_and_after_hashes():
     [
         ("#### Explanation", 1.0),
         ("#### 1. Explanation\nAdd, then multiply.", 1.0),
+        ("#### 1) Explanation", 1.0),
+        ("#### 1: Explanation", 1.0),
+        ("#### **Explanation**", 1.0),
+        ("#### _Explanation_", 1.0),
         ("#### Check: 3 + 5 = 8", 1.0),
         ("To check the answer: 8 * 7 = 56", 1.0),
         ("or <answer>3 + 5</answer>", 0.0),

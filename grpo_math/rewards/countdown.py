@@ -14,8 +14,8 @@ _COUNTDOWN_DEFAULT = ("boxed", "answer", "hash")
 # An expression is short. Reading no longer line and no longer tail than this bounds time and memory.
 _LINE = 400
 _BARE_TAIL = 10_000
-_HEADING = re.compile(rf"[ \t*_]*(?:\d{{1,2}}[.):][ \t]+)?(?!(?:{LEADS}|{LABELS})\b)[^\W\d]{{2}}", re.I)
-_EXPRESSION_LINE = re.compile(r"[ \t]*[-+−(\[{$\\`*]{0,40}\d")
+_HEADING = re.compile(rf"[ *_]*(?:\d{{1,2}}[.):] +)?(?!(?:{LEADS}|{LABELS})\b)[^\W\d]{{2}}", re.I)
+_EXPRESSION_LINE = re.compile(r" *[-+−(\[{$\\`*]{0,40}\d")
 
 
 class _CountdownAccuracy(MathReward):
