@@ -52,8 +52,8 @@ def error_rates(
         for style in (None, *counts):
             chosen = [(bool(p), c["label"]) for p, c in zip(paid, cases, strict=True) if style in (None, c["style"])]
             wrong, right = [p for p, label in chosen if not label], [p for p, label in chosen if label]
-            refused = share(right.count(False), len(right)) if right else "-"
-            cells.append(f"{share(sum(wrong), len(wrong))} / {refused}")
+            shares = [share(sum(errors), len(errors)) if errors else "-" for errors in (wrong, [not p for p in right])]
+            cells.append(" / ".join(shares))
         rows.append([name, *cells])
         print(" | ".join(rows[-1]), flush=True)
     return header, rows

@@ -25,22 +25,26 @@ from benchmarks.reward_scorers import COUNTDOWN_SCORERS, GSM8K_SCORERS, Scorer, 
 from benchmarks.reward_styles import STYLES, error_rates, labelled_cases, speeds
 
 
-def _judge_one(scorer: Scorer, text: str, row: object, answer) -> None:
-    answer.send(bool(scorer([text], [row])[0]))
+def _judge(scorer: Scorer, texts: Sequence[str], rows: Sequence, answers) -> None:
+    for text, row in zip(texts, rows, strict=True):
+        answers.send(bool(scorer([text], [row])[0]))
 
 
 def judged(scorer: Scorer, texts: Sequence[str], rows: Sequence, patience: float) -> list[bool | None]:
-    """Score each case in a process of its own, since some scorers never return; `None` for a stopped or crashed one."""
+    """Score cases one by one in another process; `None` for a case on which the scorer never returned or crashed."""
     fork = multiprocessing.get_context("fork")
-    paid = []
-    for text, row in zip(texts, rows, strict=True):
+    paid: list[bool | None] = []
+    while len(paid) < len(texts):
         receiver, sender = fork.Pipe(duplex=False)
-        process = fork.Process(target=_judge_one, args=(scorer, text, row, sender))
+        process = fork.Process(target=_judge, args=(scorer, texts[len(paid) :], rows[len(paid) :], sender))
         process.start()
         sender.close()
         try:
-            paid.append(receiver.recv() if receiver.poll(patience) else None)
+            while len(paid) < len(texts) and receiver.poll(patience):
+                paid.append(receiver.recv())
         except EOFError:  # it crashed
+            pass
+        if len(paid) < len(texts):
             paid.append(None)
         process.kill()
         process.join()
