@@ -88,7 +88,7 @@ def _differs_beside(text: str, items: list[_Item], at: int) -> bool:
 
 
 # The last number before "or", with up to a few words of a unit.
-_NUMBER_OR = re.compile(r"(-?\d[\d.,]{0,40})[^\d.!?\n]{0,24}\bor(?: the)?\Z")
+_NUMBER_OR = re.compile(r"(-?\d[\d,]{0,40}(?:\.\d{1,40})?)\.?[^\d.!?\n]{0,24}\bor(?: the)?\Z")
 
 
 def _alternative_before(text: str, at: int, value: int | Fraction | None) -> bool:
@@ -96,4 +96,4 @@ def _alternative_before(text: str, at: int, value: int | Fraction | None) -> boo
     if "or" not in text[max(0, at - 12) : at].lower():
         return False
     other = _NUMBER_OR.search(text[max(0, at - 60) : at].lower().rstrip(_OPENING_MARKUP))
-    return other is not None and parse_number(other[1].strip(".,")) != value
+    return other is not None and parse_number(other[1]) != value
