@@ -1,5 +1,8 @@
 """Fuzz target: random texts against the promises of the rewards. Run: `python tests/fuzz_rewards.py --seconds 60`.
 
+`python tests/fuzz_rewards.py --compare 2000000` counts the texts that are read otherwise with the shortcut for plain
+numbers than without it.
+
 A text is a random sequence of markers, digits, brackets, LaTeX and other scripts, or a mutation of an earlier text. For
 each text nothing is raised, the shortcut for plain numbers changes nothing, outcomes are consistent, layout and thinking
 around it change nothing, only the last statement is rewarded, and time is bounded. The first text that breaks a promise
@@ -7,11 +10,13 @@ ends the run.
 """
 
 import argparse
+import json
 import random
 import re
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 from grpo_math.answers import Extraction, extract, reading
 from grpo_math.expressions import evaluate
@@ -53,14 +58,17 @@ def random_text(rng: random.Random, pieces: list[str], corpus: list[str]) -> str
     return text * rng.choice((1, 1, 1, 1, 2, 50)) if len(text) < 200 else text
 
 
+SHORTCUT = reading._PLAIN
+NO_SHORTCUT = re.compile(r"(?!)")
+
+
 def extract_without_shortcut(text: str, allow_bare: bool = False) -> Extraction:
     """Extract with tokens alone, without the shortcut for contents that are a plain number."""
-    shortcut = reading._PLAIN
-    reading._PLAIN = re.compile(r"(?!)")
+    reading._PLAIN = NO_SHORTCUT
     try:
         return extract(text, allow_bare=allow_bare)
     finally:
-        reading._PLAIN = shortcut
+        reading._PLAIN = SHORTCUT
 
 
 def check_answer(text: str, rng: random.Random) -> None:
@@ -131,11 +139,79 @@ def fuzz(seconds: float, seed: int) -> int:
     return checked
 
 
+# fmt: off
+MARKERS = [
+    "#### {}", "\\boxed{{{}}}", "<answer>{}</answer>", "The answer is {}", "A: {}", "Answer: {}", "**{}**", "| x | {} |",
+    "`{}`", "Result: {}", "\\fbox {{{}}}", "\n### Final Answer\n{}",
+]
+DIGITS = [
+    "0", "1", "7", "18", "20", "450", "000", ",", ",", ".", ".00", ".5", " ", "\n", "\t", "$", "-", "\\$", "%", "１",
+    "\u200b", "00", "1,450", "1 450", "9" * 41,
+]
+# fmt: on
+
+
+class _Counted:
+    """The shortcut's expression; `taken` tells whether it has matched."""
+
+    taken = False
+
+    def fullmatch(self, *args):
+        match = SHORTCUT.fullmatch(*args)
+        self.taken = self.taken or match is not None
+        return match
+
+
+def compare(count: int, seed: int) -> tuple[int, list[str]]:
+    """Read random texts with the shortcut for plain numbers and without it.
+
+    A third each are mutations of labelled completions, random pieces, and markers around digits and layout. A text in
+    which the shortcut is never taken is read once, since both readings are the same then.
+
+    Returns:
+        `tuple`: in how many of `count` texts the shortcut was taken; the texts that were read otherwise without it.
+    """
+    cases = sorted((Path(__file__).parent / "reward_cases").glob("*.jsonl"))
+    lines = [line for path in cases for line in path.read_text(encoding="utf-8").splitlines()]
+    completions = [json.loads(line)["completion"][-250:] for line in lines]
+    rng = random.Random(seed)
+    counted = _Counted()
+    taken, unlike, last = 0, [], ""
+    try:
+        for k in range(1, count + 1):
+            if k % 3 == 0:
+                text = rng.choice(completions)
+                a, b = sorted((rng.randrange(len(text) + 1), rng.randrange(len(text) + 1)))
+                text = text[:a] + rng.choice(PIECES) + text[rng.choice((a, b)) :]
+            elif k % 3 == 1:
+                text = "".join(rng.choices(PIECES, k=rng.randrange(16)))
+            else:
+                text = rng.choice(MARKERS).format("".join(rng.choices(DIGITS, k=rng.randrange(5))))
+                text += "".join(rng.choices(PIECES, k=rng.randrange(3)))
+            if k % 7 == 0:
+                text, last = f"{last}\n{text}", text[:80]
+            reading._PLAIN, counted.taken = counted, False
+            found = extract(text, allow_bare=k % 2 == 0)
+            if counted.taken:
+                taken += 1
+                reading._PLAIN = NO_SHORTCUT
+                if extract(text, allow_bare=k % 2 == 0) != found:
+                    unlike.append(text)
+    finally:
+        reading._PLAIN = SHORTCUT
+    return taken, unlike
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--compare", type=int, metavar="TEXTS")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if options.compare is not None:
+        taken, unlike = compare(options.compare, options.seed)
+        print(f"{options.compare:,} texts, shortcut taken in {taken:,}, {len(unlike)} read otherwise: {unlike[:5]}")
+        return 1 if unlike else 0
     print(f"{fuzz(options.seconds, options.seed):,} texts in {options.seconds:g} s, every promise held")
     return 0
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from fuzz_rewards import fuzz
+from fuzz_rewards import compare, fuzz
 
 from grpo_math.rewards import (
     get_countdown_accuracy,
@@ -55,3 +55,9 @@ def test_boxes_in_boxes_and_tags_are_read_once():
 
 def test_fuzz_target_finds_no_broken_promise():
     assert fuzz(seconds=1.0, seed=1) > 20
+
+
+def test_shortcut_for_plain_numbers_is_taken_and_changes_nothing():
+    taken, unlike = compare(4_000, seed=1)
+    assert taken > 200
+    assert unlike == []
