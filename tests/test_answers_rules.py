@@ -111,6 +111,8 @@ def test_each_vulgar_fraction_is_its_value():
         ("\\boxed{2^{65}}", None),
         ("\\boxed{0^2}", 0),
         ("#### ½ dozen", 6),
+        ("#### 1 1/2 dozen", 18),
+        ("#### 2½ million", 2_500_000),
         ("#### 1.5 1/2", None),
         ("#### 18 36/2", 18),
         ("#### 18 3*8", None),

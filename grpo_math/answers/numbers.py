@@ -64,7 +64,7 @@ def _operand(tokens: list[Token], i: int) -> tuple[int | Fraction | None, int]:
     if isinstance(value, int):
         part, j = _fraction_part(tokens, i)
         if part is not None and 0 < part < 1:
-            return value + part, j
+            value, i = value + part, j
     if i < len(tokens) and tokens[i][0] == "power":
         exponent = tokens[i][1]
         if abs(exponent) > _MAX_POWER or (exponent < 0 and value == 0):
