@@ -165,6 +165,10 @@ def test_each_vulgar_fraction_is_its_value():
         ("1) **18**\n2) **20**", None),
         ("1. $\\boxed{18}$\n2. $\\boxed{20}$", None),
         ("18 or \\boxed{18}", 18),
+        ("The answer is 10 + John's age, or the answer is 18.", None),
+        ("The answer is 10+John's age. or The answer is 18.", None),
+        ("The answer is 10 + John's age, so the answer is 18.", 18),
+        ("\\boxed{?} or \\boxed{18}", None),
         ("It is 18. Or \\boxed{20}", None),
         ("18, or \\boxed{20}", None),
         ("0..50 or \\boxed{20}", None),
@@ -293,7 +297,12 @@ def test_bare_number_beside_other_words():
 
 
 def test_span_of_a_marker_without_a_number_is_its_content():
-    for text, content in (("so \\boxed{abc}", "abc"), ("#### unknown", ""), ("#### 18x eggs", "18")):
+    for text, content in (
+        ("so \\boxed{abc}", "abc"),
+        ("#### unknown", ""),
+        ("#### 18x eggs", "18x eggs"),
+        ("#### 18x =", "18x"),
+    ):
         start, stop = extract(text).span
         assert text[start:stop] == content
 

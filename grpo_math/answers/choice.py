@@ -11,6 +11,7 @@ from grpo_math.answers.words import CORRECTIONS, JOINERS, LEAD_INS
 
 _OPENING_MARKUP = " \t\r\n*_`$:\\([{\"'"
 _CORRECTION = re.compile(rf"\b(?:{'|'.join(sorted(CORRECTIONS))})\b", re.I)
+_OR = re.compile(r"\bor\b", re.I)
 _JOINING = re.compile(
     rf"\W*(?:(?:{'|'.join(sorted(JOINERS | LEAD_INS))})\b\W*)*"
     r"(?:\d{1,2}[.)]\s\W*)?",  # the number of a list
@@ -73,7 +74,7 @@ def _items(text: str, found: Iterable[Marker], read: Reader) -> list[_Item]:
 
 
 def _differs_beside(text: str, items: list[_Item], at: int) -> bool:
-    """Whether a marker that is joined to `items[at]`, maybe through others, states another value."""
+    """Whether a marker that is joined to `items[at]`, maybe through others, states another value, or none after "or"."""
     for step in (-1, 1):
         k = at
         while 0 <= k + step < len(items):
@@ -82,7 +83,9 @@ def _differs_beside(text: str, items: list[_Item], at: int) -> bool:
                 break
             k += step
             value, status, _ = items[k].reading
-            if status == "hedged" or (status == "ok" and value != items[at].reading.value):
+            if status == "ok" and value == items[at].reading.value:
+                continue
+            if status in ("ok", "hedged") or _OR.search(text, left.end, right.begin):
                 return True
     return False
 

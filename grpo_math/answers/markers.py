@@ -181,7 +181,7 @@ def last_labels(text: str, forms: frozenset[str]) -> Iterator[Marker]:
 # Markup around one line: bold, italic, code, a code block, an HTML tag, a heading, the last cell of a table row.
 _BOLD_BEGIN = re.compile(r"[*_`<#|]")
 _BOLD = re.compile(
-    r"""(?<!\w) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`](?:[^*_`\n]|\ \*\ ){0,80}) (?P=mark) (?!\w)
+    r"""(?<!\w) (?P<mark>\*{1,3}|_{1,3}|`) (?P<a>[^\s*_`](?:[^*_`\n]|\ \*\ ){0,80}|[\d.]+) (?P=mark) (?!\w)
       | ```[a-z]{0,12}\n (?P<b>[^`\n]{1,80}) \n```
       | <(?P<tag>b|strong)> (?P<c>[^<\n]{0,80}) </(?P=tag)>
       | ^\#{1,6}[ ] (?P<d>[^\n]{1,80})$

@@ -52,7 +52,7 @@ def read_bold(text: str, marker: Marker, limit: int) -> Reading | None:
         return None
     is_last = marker.end == len(text) and text.startswith("**", marker.begin)
     reading = _interpret(text, start, stop, closed=is_last)
-    if reading is None or reading.status == "malformed":
+    if reading is None or (reading.status == "malformed" and not text[start].isdigit()):
         return None
     return _with_offers_after(text, marker.end, limit, reading)
 
@@ -137,8 +137,12 @@ def _interpret(text: str, start: int, stop: int, closed: bool) -> Reading | None
             if not closed and (found.prose or found.status == "negated" or part.after_end):
                 return None
             if found.status != "ok":
-                status = "hedged" if found.status == "hedged" else "malformed"
-                return Reading(None, status, found.span or malformed.span)
+                if found.status == "hedged":
+                    return Reading(None, "hedged", found.span)
+                if found.span is None:
+                    return malformed
+                end = max(token[3] for side in part.sides for token in side)
+                return Reading(None, "malformed", (found.span[0], end))
             final = found
             continue
         past_end = past_end or (part.after_end and not closed)
