@@ -68,7 +68,6 @@ def test_a_run_that_is_killed_at_any_change_of_a_file_ends_like_one_left_alone(t
     points = "1::1" if ALL else f"{1 + list(VARIANTS).index(variant) % 5}::5"
     found = kill(tmp_path, "writes", [points], VARIANTS[variant])
     assert found["differences"] == {}
-    assert found["switched off"] == []
     assert found["killed"] == found["points"] >= 20
     assert found["resumed"] >= found["points"] / 3  # the others were killed before the first checkpoint was whole
 
