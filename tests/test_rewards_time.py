@@ -47,6 +47,13 @@ def test_time_is_linear_in_length(unit):
     assert large < 24 * small + 0.02
 
 
+@pytest.mark.parametrize("unit", ["<think>", "</think>", "<think></think>"])
+def test_thinking_is_hidden_once_however_often_it_begins_or_ends(unit):
+    """Copies are quick: only in long texts do they show."""
+    small = min(seconds(unit, 60_000) for _ in range(2))
+    assert seconds(unit, 480_000) < 24 * small + 0.02
+
+
 def test_boxes_in_boxes_and_tags_are_read_once():
     boxes = "\\boxed{" * 60 + "1" + "}" * 60
     for text in (boxes, f"<answer>{boxes}</answer>", f"<answer>{boxes}</answer>\nQuestion:\n" * 20):

@@ -110,22 +110,23 @@ def hide_thinking(text: str) -> str:
     """
     if "<" not in text:
         return text
-    pieces: list[str] = []
-    at, is_open = 0, False  # text[:at] is in the pieces
+    hidden: list[tuple[int, int]] = []
+    opened: int | None = None
     for tag in _THINK_TAG.finditer(text):
         if tag[1]:  # the end of thinking
-            if not is_open:
-                pieces, at = [], 0
-            pieces.append(_hidden(tag.end() - at))
-            at, is_open = tag.end(), False
-        elif not is_open:
-            pieces.append(text[at : tag.start()])
-            at, is_open = tag.start(), True
-    return "".join([*pieces, _hidden(len(text) - at) if is_open else text[at:]])
-
-
-def _hidden(length: int) -> str:
-    return f" {'z' * (length - 2)} "
+            if opened is None:
+                hidden, opened = [], 0
+            hidden.append((opened, tag.end()))
+            opened = None
+        elif opened is None:
+            opened = tag.start()
+    if opened is not None:
+        hidden.append((opened, len(text)))
+    pieces, at = [], 0
+    for start, end in hidden:
+        pieces += [text[at:start], f" {'z' * (end - start - 2)} "]
+        at = end
+    return "".join([*pieces, text[at:]])
 
 
 _JOINED = re.compile(rf"[^\w=]*(?:(?:{'|'.join(sorted(JOINERS))})\b[^\w=]*)*", re.I)
