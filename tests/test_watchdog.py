@@ -8,6 +8,7 @@ import torch
 from conftest import GSM8K, run
 from transformers import TrainerState
 
+from grpo_math import models
 from grpo_math.run.watchdog import Watchdog
 
 pytestmark = pytest.mark.usefixtures("no_local_data")
@@ -66,7 +67,10 @@ def test_the_summary_of_a_run_without_a_learning_rate_says_so(tiny_recipe, tmp_p
     assert f"Why nothing may have been learned: {finding}" in capsys.readouterr().out
 
 
-def test_full_fine_tuning_of_16_bit_weights_is_refused(tmp_path, gsm8k_folder, small_chat_model, short, capsys):
+def test_full_fine_tuning_of_16_bit_weights_is_refused(
+    tmp_path, gsm8k_folder, small_chat_model, short, capsys, monkeypatch
+):
+    monkeypatch.setattr(models, "native_bf16", lambda device: True)  # else the run takes float32 of itself
     words = ["--model_name_or_path", str(small_chat_model), "--dataset_path", str(gsm8k_folder), "--use_peft", "false"]
     assert run(GSM8K, tmp_path / "out", *short, *words, "--max_completion_length", "16") == 2
     error = capsys.readouterr().err
