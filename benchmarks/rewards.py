@@ -23,6 +23,7 @@ from benchmarks.plain import read_jsonl, share
 from benchmarks.reward_attacks import FRAMES, SHAPES, UNITS, audit, model_solutions, worst_inputs
 from benchmarks.reward_scorers import COUNTDOWN_SCORERS, GSM8K_SCORERS, Scorer, available
 from benchmarks.reward_styles import STYLES, error_rates, labelled_cases, speeds
+from grpo_math.expressions import exact_value
 
 
 def _judge(scorer: Scorer, texts: Sequence[str], rows: Sequence, answers) -> None:
@@ -87,8 +88,8 @@ def countdown_completions(count: int) -> tuple[list[str], list[tuple]]:
         texts.append(f"<think>{thought}</think>\n<answer>{expr + ' +' if broken else expr}</answer>")
         target = rng.randint(10, 100)
         if not broken and rng.random() < 0.5:
-            value = eval(expr)  # our own expression
-            target = int(value) if value == int(value) else target
+            value, _ = exact_value(expr, nums, "all")
+            target = int(value) if value.denominator == 1 else target
         problems.append((nums, target, "all"))
     return texts, problems
 

@@ -56,30 +56,42 @@ def training_samples(folder: Path) -> list[str]:
     return lines
 
 
-def section(name: str, folder: Path) -> str:
+def section(name: str, folder: Path, summary: dict) -> str:
     """One run: what it ran with, held-out accuracy, reward per iteration, completions, curve."""
-    summary = json.loads((folder / report.SUMMARY).read_text(encoding="utf-8"))
-    supervised = "supervised" in summary
-    metrics = [] if supervised else report.read_jsonl(folder / report.METRICS)
+    values = read_yaml(folder / "recipe.yaml")
+    model, seed = Path(str(summary["model"])).name, values.get("seed", 42)
+    parts = [f"## {folder.name}: {summary['recipe']}, {model}, seed {seed}"]
+    minutes, processes = summary["seconds"] / 60, summary["world_size"]
+    how = f"{summary['steps']} iterations in {minutes:.1f} minutes, {processes} process(es)."
     rows = report.rows_before_after(summary)
-    how = (
-        f"{summary['steps']} iterations in {summary['seconds'] / 60:.1f} minutes, {summary['world_size']} process(es)."
-    )
-    if supervised:
+    pictures, along = [], []
+    if "supervised" in summary:
         how += f" Supervised, {summary['supervised']['lines']} worked solutions."
-    rewards = [m["reward"] for m in metrics if m.get("reward") is not None]
-    if rewards:
+    else:
+        metrics = report.read_jsonl(folder / report.METRICS)
+        rewards, zero = (
+            [m[key] for m in metrics if m.get(key) is not None] for key in ("reward", "frac_reward_zero_std")
+        )
         half = max(1, len(rewards) // 2)
         halves = [f"{sum(r) / len(r):.3f}" for r in (rewards[:half], rewards[half:])]
         rows.append(["mean training reward, first and second half", *halves, ""])
-    zero = [m["frac_reward_zero_std"] for m in metrics if m.get("frac_reward_zero_std") is not None]
-    if zero:
         how += f" Share of groups without a signal (equal rewards), mean: {sum(zero) / len(zero):.2f}."
-    picture = f"{name}_{folder.name}.png"
-    if not supervised:
+        picture = f"{name}_{folder.name}.png"
         shutil.copy(folder / report.CURVE, RESULTS / picture)
-    values = read_yaml(folder / "recipe.yaml")
+        pictures.append(f"![reward curve]({picture})")
+        samples = "\n".join(training_samples(folder))
+        along.append(f"Training prompts at the first, middle and last log, a completion each:\n\n{samples}")
+    parts += [how, table(list(report.HEADINGS), rows), " ".join(report.outcome_lines(summary))]
+    if summary["blind"] is not None:
+        parts.append(f"Ignoring the target: {summary['blind_how']}.")
+    parts += [*pictures, held_out_samples(folder), *along]
     changed = {k: v for k, v in values.items() if k not in ("model_name_or_path", "output_dir", "dataset_path")}
+    parts.append("Settings: " + ", ".join(f"`{key}: {value}`" for key, value in changed.items()))
+    return "\n\n".join(parts)
+
+
+def held_out_samples(folder: Path) -> str:
+    """Three held-out problems with a completion before and after."""
     before, after = (
         json.loads((folder / f"heldout_{when}.json").read_text(encoding="utf-8"))["records"]
         for when in ("before", "after")
@@ -92,23 +104,7 @@ def section(name: str, folder: Path) -> str:
         )
         for i in report.pick_samples(before)
     )
-    along = [] if supervised else training_samples(folder)
-    return "\n\n".join(
-        [
-            f"## {folder.name}: {summary['recipe']}, {Path(str(summary['model'])).name}, seed {values.get('seed', 42)}",
-            how,
-            table(list(report.HEADINGS), rows),
-            " ".join(report.outcome_lines(summary)),
-            *([f"Ignoring the target: {summary['blind_how']}."] if summary["blind"] is not None else []),
-            *([] if supervised else [f"![reward curve]({picture})"]),
-            f"Three held-out problems (the end of the prompt) and a sampled completion each:\n\n{samples}",
-            *(
-                ["Training prompts at the first, middle and last log, a completion each:\n\n" + "\n".join(along)]
-                * bool(along)
-            ),
-            "Settings: " + ", ".join(f"`{key}: {value}`" for key, value in changed.items()),
-        ]
-    )
+    return f"Three held-out problems (the end of the prompt) and a sampled completion each:\n\n{samples}"
 
 
 def main(argv: list[str]) -> int:
@@ -116,9 +112,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", help="of the page, results/NAME.md")
     parser.add_argument("folders", nargs="+", type=Path, help="output folders of finished runs")
     args = parser.parse_args(argv)
-    parts = [section(args.name, folder) for folder in args.folders]
-    summaries = {f.name: json.loads((f / report.SUMMARY).read_text(encoding="utf-8")) for f in args.folders}
-    text = "\n\n".join([f"# Runs: {args.name}", machine_line(), overview(summaries), *parts])
+    summaries = [json.loads((folder / report.SUMMARY).read_text(encoding="utf-8")) for folder in args.folders]
+    parts = [section(args.name, folder, summary) for folder, summary in zip(args.folders, summaries, strict=True)]
+    names = [folder.name for folder in args.folders]
+    all_runs = overview(dict(zip(names, summaries, strict=True)))
+    text = "\n\n".join([f"# Runs: {args.name}", machine_line(), all_runs, *parts])
     (RESULTS / f"{args.name}.md").write_text(text + "\n", encoding="utf-8")
     print(f"Wrote {RESULTS / args.name}.md")
     return 0
