@@ -11,6 +11,7 @@ ends the run.
 
 import argparse
 import json
+import math
 import random
 import re
 import sys
@@ -111,8 +112,8 @@ def check_expression(text: str, rng: random.Random) -> None:
         assert 0.0 <= reward([text], nums=[nums], target=[7])[0] <= 1.0
 
 
-def fuzz(seconds: float, seed: int) -> int:
-    """Check random texts and return their number.
+def fuzz(seed: int, seconds: float = math.inf, texts: float = math.inf) -> int:
+    """Check random texts, for `seconds` or until there were `texts` of them, and return their number.
 
     Raises:
         `AssertionError`: for the first text that breaks a promise; the message contains the text.
@@ -121,7 +122,7 @@ def fuzz(seconds: float, seed: int) -> int:
     corpus: list[str] = []
     ends = time.monotonic() + seconds
     checked = 0
-    while time.monotonic() < ends:
+    while time.monotonic() < ends and checked < texts:
         check, pieces = rng.choice(((check_answer, PIECES), (check_expression, COUNTDOWN_PIECES)))
         text = random_text(rng, pieces, corpus)
         started = time.process_time()
@@ -213,7 +214,7 @@ def main(argv: list[str]) -> int:
         taken, unlike = compare(options.compare, options.seed)
         print(f"{options.compare:,} texts, shortcut taken in {taken:,}, {len(unlike)} read otherwise: {unlike[:5]}")
         return 1 if unlike else 0
-    print(f"{fuzz(options.seconds, options.seed):,} texts in {options.seconds:g} s, every promise held")
+    print(f"{fuzz(options.seed, options.seconds):,} texts in {options.seconds:g} s, every promise held")
     return 0
 
 
