@@ -1,7 +1,8 @@
 """Decoding G completions of a prompt: the prompt is run once, and a finished row leaves the batch.
 
 transformers' `generate` prefills every row, so the same prompt G times, and keeps finished rows in the batch until the
-longest is done. [`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those
+longest is done. It also copies the whole cache at every token; here new tokens are written into room left at its end
+([`RoomyLayer`]). [`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those
 of `generate`. Greedy output is identical and sampled output equal in distribution, though other random numbers are drawn:
 one for a row on a CPU ([`invert_cdf`]), where `torch.multinomial` draws one for each token of the vocabulary.
 
@@ -15,7 +16,7 @@ from inspect import signature
 
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
-from transformers.cache_utils import LinearAttentionCacheLayerMixin, QuantizedLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin, QuantizedLayer
 from transformers.generation import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -58,6 +59,7 @@ ROW_INDEPENDENT = (
     TypicalLogitsWarper,
 )
 BLOCK = 512  # tokens of the vocabulary that are summed before one of them is searched for
+ROOM = 64  # tokens for which a cache has room after it was copied
 
 
 def unsupported_reason(generation_config: GenerationConfig) -> str | None:
@@ -94,6 +96,54 @@ def can_select_rows(cache: Cache | None) -> bool:
         and not isinstance(layer, (LinearAttentionCacheLayerMixin, QuantizedLayer))
         for layer in cache.layers
     )
+
+
+class RoomyLayer(DynamicLayer):
+    """
+    A cache layer that is copied once in [`ROOM`] tokens instead of at each one.
+
+    Its keys and values are views of the filled part of larger tensors. Where something else has replaced them (rows were
+    selected), they are copied at the next token.
+
+    Attributes:
+        longest (`int`): Tokens beyond which there is no room, so that the peak of memory is that of a plain layer.
+    """
+
+    longest: int
+
+    @classmethod
+    def of(cls, layer: DynamicLayer, longest: int) -> "RoomyLayer":
+        """A layer with the keys and values of `layer`."""
+        found = cls()
+        vars(found).update(vars(layer), longest=longest, roomy={})
+        return found
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """
+        Adds tokens.
+
+        Args:
+            key_states, value_states (`torch.Tensor` of shape `(B, H, new tokens, head_dim)`).
+
+        Returns:
+            `tuple`: All keys and values, `(B, H, tokens, head_dim)`.
+        """
+        self.keys = self._append("keys", self.keys, key_states)
+        self.values = self._append("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _append(self, name: str, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        start = held.size(-2)
+        end = start + states.size(-2)
+        roomy, filled = self.roomy.get(name, (held, None))
+        if filled is not held or end > roomy.size(-2):
+            size = max(end, min(end + ROOM, self.longest))
+            roomy = held.new_empty((*held.shape[:-2], size, held.size(-1)))
+            roomy[..., :start, :] = held
+        roomy[..., start:end, :] = states
+        filled = roomy[..., :end, :]
+        self.roomy[name] = (roomy, filled)
+        return filled
 
 
 def invert_cdf(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -193,6 +243,12 @@ def decode(
     if len(prefill_rows) < batch_size:
         outputs.past_key_values.batch_select_indices(expand)
         logits = logits[expand]
+
+    cache = outputs.past_key_values
+    for i, layer in enumerate(getattr(cache, "layers", ())):
+        if type(layer) is DynamicLayer:  # another kind has rules of its own
+            longest = generation_config.max_length - 1  # the last token is not run
+            cache.layers[i] = RoomyLayer.of(layer, longest)
 
     # A processor of another kind may hold something of each row, and sees them all
     rows_alone = all(type(processor) in ROW_INDEPENDENT for processor in logits_processor)

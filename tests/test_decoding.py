@@ -10,7 +10,7 @@ from trainer_fixtures import ALL_OFF, tiny_model, tiny_tokenizer, train
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, cache_utils, set_seed
 
 from grpo_math import decoding
-from grpo_math.decoding import can_select_rows, decode, decoding_with, invert_cdf, unsupported_reason
+from grpo_math.decoding import ROOM, RoomyLayer, can_select_rows, decode, decoding_with, invert_cdf, unsupported_reason
 
 BOTH = {"share_prefill": True, "drop_finished": True}
 
@@ -267,3 +267,34 @@ def test_layers_with_a_recurrent_state_keep_their_rows():
     cache.layers.append(layer)
     assert not can_select_rows(cache)
     assert not can_select_rows(None)
+
+
+def test_a_roomy_layer_holds_what_a_plain_one_holds_and_is_seldom_copied():
+    plain = cache_utils.DynamicLayer()
+    plain.update(torch.randn(4, 2, 5, 3), torch.randn(4, 2, 5, 3))
+    roomy = RoomyLayer.of(plain, longest=150)
+    kept = torch.arange(4)
+    alive = []  # so that no address is used twice
+    for step in range(145):
+        new = torch.randn(2, len(kept), 2, 1, 3)
+        for theirs, ours in zip(plain.update(*new), roomy.update(*new), strict=True):
+            assert torch.equal(ours, theirs)
+        alive.append(roomy.keys)
+        if step in (70, 80):  # rows are selected
+            kept = kept[: len(kept) - 1]
+            plain.batch_select_indices(kept)
+            roomy.batch_select_indices(kept)
+    assert len({keys.untyped_storage().data_ptr() for keys in alive}) <= 145 // ROOM + 1 + 2
+    assert roomy.get_seq_length() == plain.get_seq_length() == 150
+    assert roomy.keys.untyped_storage().nbytes() == 4 * roomy.keys.numel()  # no room beyond the longest
+
+
+def test_sampling_uses_roomy_layers_within_the_length_of_the_generation(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        RoomyLayer, "of", lambda layer, longest, of=RoomyLayer.of: seen.append(longest) or of(layer, longest)
+    )
+    model, inputs = tiny_model().eval(), batch("w1 w2 w3", repeats=2)
+    with decoding_with(model, **BOTH):
+        model.generate(**inputs, generation_config=config(max_new_tokens=6))
+    assert seen == [3 + 6 - 1] * model.config.num_hidden_layers
