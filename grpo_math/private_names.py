@@ -36,4 +36,9 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "transformers:GenerationMixin._update_model_kwargs_for_generation",
         "transformers:PreTrainedConfig._name_or_path",
     ),
+    "torch": (
+        "torch:Tensor._make_wrapper_subclass",
+        "torch._C:DisableTorchFunctionSubclass",
+        "torch.utils._pytree:tree_map_only",
+    ),
 }

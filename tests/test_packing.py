@@ -6,23 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig
-from trainer_fixtures import (
-    STOCK_GENERATION,
-    config,
-    live_reward,
-    prompts,
-    relative_difference,
-    reward,
-    tiny_model,
-    tiny_tokenizer,
-    train,
-)
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -31,10 +17,11 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from grpo_math.trainer import GRPOMathTrainer
+from grpo_math.trainer import packing_attention
 from grpo_math.trainer.host_embeddings import embeddings_to_host
 from grpo_math.trainer.lm_head import add_compact_lm_head
-from grpo_math.trainer.packing import SHARED, Packing, attention_mask, masks_for, pack
+from grpo_math.trainer.packing import Packing, pack
+from grpo_math.trainer.packing_attention import SHARED, UnitMask, attention_mask, masks_for
 from grpo_math.trainer.packing_layout import Costs, Lengths, lay_out_units, read_lengths, width_of
 
 CHEAP_ATTENTION = Costs(break_even=math.inf, keeps_weights=False)
@@ -63,6 +50,7 @@ def test_the_layout_of_two_completions_by_hand():
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
     assert packed.targets.tolist() == [[-100, -100, f, g, h, d, e]]
     assert packed.segment.tolist() == [[SHARED, SHARED, 1, 1, 1, 2, 2]]
+    assert packed.sizes == [[[2, 3, 2]]]
     assert packed.source.tolist() == [2, 3, 4, 5, 6]
     assert packed.destination.tolist() == [3, 4, 5, 0, 1]
     allowed = attention_mask(packed)[0, 0].int().tolist()
@@ -174,14 +162,15 @@ ROWS = [([3, 4, 5, 6, 7], [8, 9, 10, 11]), ([3, 4, 5, 6, 7], [8, 9]), ([12], [13
         ([12], [13]), ([17, 18], [])]  # fmt: skip
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "by_unit"), [("sdpa", True), ("sdpa", False), ("eager", False)])
 @pytest.mark.parametrize("name", SHAPES)
-def test_packed_rows_score_as_unpacked_ones(name, attention):
+def test_packed_rows_score_as_unpacked_ones(name, attention, by_unit):
     model = with_head(SHAPES[name], attention)
     rows = batch(ROWS)
     expected = scored(model, *rows, unpacked(model))
     for break_even in (math.inf, 1.0):  # whole groups, and single completions
-        found = scored(model, *rows, packed_score(model, costs=Costs(break_even, keeps_weights=False)))
+        costs = Costs(break_even, keeps_weights=False)
+        found = scored(model, *rows, packed_score(model, costs=costs, by_unit=by_unit))
         for ours, theirs in zip(found, expected, strict=True):
             assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
@@ -206,7 +195,7 @@ def test_flex_attention_gets_a_block_mask_that_skips_other_completions():
     config._attn_implementation = "flex_attention"
     ids, mask, width = batch([(list(range(3, 23)) * 6, [5] * 300), (list(range(3, 23)) * 6, [6] * 300)])
     packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=8)
-    blocks = masks_for(config, packed, torch.float32)
+    blocks = masks_for(config, packed, torch.float32, by_unit=False)
     assert blocks.to_dense()[0, 0].tolist() == [  # positions 0-118 the prompt, 119-418 and 419-718 the completions
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -221,6 +210,63 @@ def test_flex_attention_does_not_split_long_groups():
     config = LlamaConfig(**SMALL)
     config._attn_implementation = "flex_attention"
     assert Packing.of(AutoModelForCausalLM.from_config(config), None).costs == CHEAP_ATTENTION
+
+
+def test_on_a_cpu_sdpa_goes_by_unit_and_long_groups_stay_whole():
+    packing = Packing.of(AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)), None)
+    assert packing.by_unit
+    assert packing.costs == CHEAP_ATTENTION
+    elsewhere = Packing.of(AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).to("meta"), None)
+    assert not elsewhere.by_unit
+    assert elsewhere.costs.break_even < math.inf
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_unit_mask_computes_allowed_products_only(monkeypatch, window):
+    """As many as single rows that share their prompt would."""
+    ids, mask, width = batch(ROWS)
+    packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=8)
+    units, products = UnitMask(packed, window, torch.float32), []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, key, *others, **options):
+        products.append(query.size(2) * key.size(2))
+        return sdpa(query, key, *others, **options)
+
+    monkeypatch.setattr(packing_attention, "scaled_dot_product_attention", counted)
+    query, key, value = torch.randn(3, len(packed.unit), 2, packed.unit.size(1), 4)
+    found = packing_attention._attend_by_unit(query, key, value, units, dropout_p=0.0, is_causal=False)
+    assert sorted(products) == sorted([4 * 4, 4 * 8, 2 * 6, 1 * 5, 3 * 3, 1 * 1])
+    expected = sdpa(query, key, value, attn_mask=attention_mask(packed, window))
+    real = packed.unit >= 0
+    torch.testing.assert_close(found.transpose(1, 2)[real], expected.transpose(1, 2)[real])
+    assert (found.transpose(1, 2)[~real] == 0).all()
+
+
+def test_a_unit_mask_is_the_dense_mask_for_everything_but_sdpa():
+    """A model with attention of its own adds, slices or moves it."""
+    ids, mask, width = batch(ROWS)
+    packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=8)
+    units, (dense,) = (
+        UnitMask(packed, None, torch.float32),
+        [masks_for(LlamaConfig(**SMALL), packed, torch.float32, False)],
+    )
+    assert (units.shape, units.dtype, units.device, units.dim()) == (
+        dense.shape,
+        dense.dtype,
+        dense.device,
+        dense.dim(),
+    )
+    scores = torch.randn(dense.shape)
+    for operate in (
+        lambda m: scores + m,
+        lambda m: m[..., :5, :5],
+        lambda m: m.to(torch.bfloat16),
+        lambda m: torch.cat([m, m]),
+    ):
+        found = operate(units)
+        assert type(found) is torch.Tensor
+        assert torch.equal(found, operate(dense))
 
 
 def test_the_compact_head_scores_packed_rows_alike():
@@ -249,85 +295,16 @@ def test_any_batch_scores_as_its_unpacked_rows_in_chunks_too(rows, batch_size):
         torch.testing.assert_close(ours, theirs * mask[:, -width:], rtol=1e-5, atol=1e-5)
 
 
-def test_a_completion_does_not_see_the_others():
+@pytest.mark.parametrize("by_unit", [True, False])
+def test_a_completion_does_not_see_the_others(by_unit):
     """Not a bit of its log-probabilities depends on their tokens."""
     model = with_head(LlamaConfig(**SMALL))
     rows = [([3, 4, 5, 6], [7, 8, 9]), ([3, 4, 5, 6], [10, 11, 12])]
     other = [rows[0], ([3, 4, 5, 6], [20, 21, 22])]
     with torch.no_grad():
-        first, second = (packed_score(model)(*batch(pair))[0] for pair in (rows, other))
+        first, second = (packed_score(model, by_unit=by_unit)(*batch(pair))[0] for pair in (rows, other))
     assert torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
-
-
-# --- in the trainer ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [
-    {},
-    {"loss_type": "bnpo"},
-    {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.02},
-    {"steps_per_generation": 4, "max_steps": 2},
-    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8},
-    {"mask_truncated_completions": True},
-    {"gradient_checkpointing": True},
-    {"trainer_kwargs": {"peft_config": LoraConfig(r=4, lora_dropout=0.0)}},
-], ids=str)  # fmt: skip
-def test_groups_are_packed_and_the_gradient_is_trls(tmp_path, options):
-    theirs = train(False, tmp_path / "trl", **options)
-    ours = train(True, tmp_path / "ours", **STOCK_GENERATION, **options)
-    assert ours._packing is not None
-    assert relative_difference(ours.gradients, theirs.gradients) <= 1e-5
-
-
-def test_the_rows_of_a_prompt_share_a_micro_batch_where_the_loss_allows_it(tmp_path):
-    def prompts_per_micro_batch(loss_type):
-        trainer = train(True, tmp_path, loss_type=loss_type, skip_zero_advantage=False)
-        return [len(batch["prompt_ids"].unique(dim=0)) for batch in trainer._buffered_inputs]
-
-    assert prompts_per_micro_batch("dapo") == [2, 2]  # two groups of four in a micro-batch of eight
-    assert max(prompts_per_micro_batch("bnpo")) > 2  # TRL's own micro-batches
-
-
-def test_fewer_positions_are_run(tmp_path):
-    def positions(**option):
-        """Positions that the policy is trained on, as its embeddings see them."""
-        seen = []
-        args = config(tmp_path, per_device_train_batch_size=8, num_generations=4, max_completion_length=6, max_steps=1,
-                      save_strategy="no", gradient_checkpointing=False, **option)  # fmt: skip
-        trainer = GRPOMathTrainer(tiny_model(), live_reward, args, prompts(), processing_class=tiny_tokenizer())
-        trainer.model.get_input_embeddings().register_forward_hook(
-            lambda module, inputs, output: seen.append(inputs[0].numel()) if torch.is_grad_enabled() else None
-        )
-        trainer.train()
-        return sum(seen)
-
-    assert 0 < positions() < positions(pack_groups=False) <= positions(pack_groups=False, trim_padding=False)
-
-
-GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 23, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda: {"model": tiny_model(attention_dropout=0.1)}, "dropout of 0.1"),
-        (lambda: {"model": GPT2LMHeadModel(GPT2Config(**GPT2))}, "not rotary"),
-        (lambda: {"peft_config": LoraConfig(r=4, lora_dropout=0.05)}, "dropout of 0.05"),
-    ],
-    ids=["dropout", "absolute positions", "dropout of the adapter"],
-)
-def test_packing_is_disabled_with_the_reason_where_it_is_not_exact(tmp_path, caplog, make, reason):
-    def build(**options):
-        parts = {"model": tiny_model(), "peft_config": None} | make()
-        return GRPOMathTrainer(parts["model"], reward, config(tmp_path, **options), prompts(),
-                               processing_class=tiny_tokenizer(), peft_config=parts["peft_config"])  # fmt: skip
-
-    assert build()._packing is None
-    (warning,) = {record.message for record in caplog.records if "pack_groups is disabled" in record.message}
-    assert reason in warning
-    with pytest.raises(ValueError, match=rf"pack_groups=True is not exact here: .*{reason}.*Leave pack_groups out"):
-        build(pack_groups=True)
 
 
 def test_masks_have_the_dtype_of_the_hidden_states_where_the_embeddings_are_in_host_memory():

@@ -106,6 +106,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     - torch's optimizers work on all tensors of a group at once (`foreach`).
     - bitsandbytes' paged states are in managed memory, outside of torch's allocator.
     - Tokens are drawn by torch's multinomial kernel.
+    - Packed rows have a dense mask.
     """
 
     def draw(scores):
@@ -122,6 +123,9 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     # Functions, since a mock keeps the tensors that it is called with
     def use_triton(device):
         return True
+
+    def takes_no_units(model):
+        return False
 
     def add_in_place(accumulator, a, b):
         return None
@@ -148,6 +152,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))
         stack.enter_context(mock.patch.object(decoding, "draw", draw))
+        stack.enter_context(mock.patch.object(packing, "takes_units", takes_no_units))
         default = torch.optim.Optimizer.add_param_group
 
         def add_param_group(optimizer, group):
@@ -291,13 +296,10 @@ def generate_full_length(
     def generate_full(prompt_ids, *args, **kwargs):
         base.generation_config.eos_token_id = None  # `generate` falls back to the model's own configuration
         with during("generation"):
-            if not generates:
-                pass
-            elif fake_tensors:
-                with two_forward_passes(trainer.model, tracker, length):
+            if generates:
+                short = two_forward_passes(trainer.model, tracker, length) if fake_tensors else contextlib.nullcontext()
+                with short:
                     generate(prompt_ids, *args, **kwargs)
-            else:
-                generate(prompt_ids, *args, **kwargs)
         return [[2] * (length - 1) + [end] for _ in prompt_ids], None
 
     def score_all(inputs):

@@ -10,7 +10,7 @@ Example: prompt `a b c`, completions `d e` and `f g h`. Unpacked 3 + 2 and 3 + 3
     position   0 1 | 2 3 | 2 3 4
     target     - - | d e | f g h
 
-Which rows share a unit, and which units a row, is decided in `packing_layout.py`.
+Which rows share a unit, and which units a row, is decided in `packing_layout.py`; masks are made in `packing_attention.py`.
 """
 
 from __future__ import annotations
@@ -20,32 +20,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from grpo_math.trainer.packing_attention import SHARED, Packed, masks_for, takes_units
 from grpo_math.trainer.packing_layout import Costs, Lengths, break_even_length, lay_out_units, read_lengths, width_of
-
-SHARED = 0  # the segment of the prompt's tokens; completions count from 1
-
-
-class Packed(NamedTuple):
-    """
-    Packed rows, R of them with L positions.
-
-    Attributes:
-        input_ids, position_ids, targets, unit, segment (`torch.Tensor` of shape `(R, L)`): `targets` are pre-shifted labels,
-            -100 where there is none. Padding is a unit of its own.
-        source (`torch.Tensor` of shape `(N,)`): Where the N targets are, in `(R * L)`.
-        destination (`torch.Tensor` of shape `(N,)`): Where they go, in `(B * T)`.
-    """
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    targets: torch.Tensor
-    unit: torch.Tensor
-    segment: torch.Tensor
-    source: torch.Tensor
-    destination: torch.Tensor
 
 
 def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, multiple_of: int) -> Packed | None:
@@ -72,6 +50,7 @@ def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, mu
         torch.zeros(shape).long(),
     )
     source, destination = [], []
+    sizes: list[list[list[int]]] = [[] for _ in laid_out]
     number = 0
     for r, row in enumerate(laid_out):
         at = 0
@@ -81,6 +60,7 @@ def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, mu
             token[r, at : at + shared] = torch.arange(begin, begin + shared)
             position[r, at : at + shared] = torch.arange(shared)
             unit_number[r, at : at + unit.positions] = number
+            sizes[r].append([shared, *(lengths.completion_tokens[k] for k in unit.rows)])
             at, number = at + shared, number + 1
             for k, source_row in enumerate(unit.rows):
                 count = lengths.completion_tokens[source_row]
@@ -101,77 +81,18 @@ def pack(input_ids: torch.Tensor, lengths: Lengths, width: int, costs: Costs, mu
         torch.where(scored.to(device), flat[target.clamp(min=0).to(device)], -100),
         unit_number.to(device),
         segment.to(device),
+        sizes,
         torch.cat(source).to(device),
         torch.cat(destination).to(device),
     )
 
 
-def attends(packed: Packed, window: int | None = None) -> Callable:
-    """
-    Which positions a position attends to: earlier ones of its prompt and of its own completion.
-
-    Args:
-        packed ([`Packed`]).
-        window (`int`, *optional*): Of a sliding-window layer: positions at least so far back are not attended to.
-
-    Returns:
-        `Callable`: Flex attention's `mask_mod`: row, head, query, key -> whether the query attends to the key.
-    """
-    unit, segment, position = packed.unit, packed.segment, packed.position_ids
-
-    def mask_mod(row, head, query, key):
-        allowed = (query >= key) & (unit[row, query] == unit[row, key])
-        allowed = allowed & ((segment[row, key] == SHARED) | (segment[row, query] == segment[row, key]))
-        if window is not None:
-            allowed = allowed & (position[row, query] - position[row, key] < window)
-        return allowed
-
-    return mask_mod
-
-
-def attention_mask(packed: Packed, window: int | None = None) -> torch.Tensor:
-    """[`attends`] of all positions, `(R, 1, L, L)`, bool."""
-    rows, length = packed.unit.shape
-    index = torch.arange(length, device=packed.unit.device)
-    row = torch.arange(rows, device=packed.unit.device)[:, None, None]
-    return attends(packed, window)(row, None, index[:, None], index).unsqueeze(1)
-
-
-def masks_for(config: PreTrainedConfig, packed: Packed, dtype: torch.dtype) -> Any:
-    """
-    The `attention_mask` argument of a model: a mask, or one for each kind of layer where it has several.
-
-    Dense masks are additive and made once, since sdpa turns a boolean one into such a mask in every layer, and keeps each.
-    Flex attention takes a block mask.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]): Of the model.
-        packed ([`Packed`]).
-        dtype (`torch.dtype`): In which attention is computed.
-    """
-    config = config.get_text_config()
-
-    def mask(window: int | None) -> Any:
-        if config._attn_implementation == "flex_attention":
-            rows, length = packed.unit.shape
-            return create_block_mask(attends(packed, window), rows, None, length, length, packed.unit.device)
-        allowed = attention_mask(packed, window)
-        return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if not kinds:  # a model without kinds uses its window, if it has one, in every layer
-        return mask(window)
-    masks = {kind: mask(window if kind == "sliding_attention" else None) for kind in kinds}
-    return masks if len(kinds) > 1 else masks.popitem()[1]
-
-
 def _per_token(
-    model: Callable, config: PreTrainedConfig, packed: Packed, shape: tuple[int, int], dtype: torch.dtype, entropy: bool
+    model: Callable, masks: Any, packed: Packed, shape: tuple[int, int], entropy: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     outputs = model(
         input_ids=packed.input_ids,
-        attention_mask=masks_for(config, packed, dtype),
+        attention_mask=masks,
         position_ids=packed.position_ids,
         shift_labels=packed.targets,
         fused_lm_head=True,
@@ -193,12 +114,14 @@ class Packing(NamedTuple):
         dtype (`torch.dtype`): Of its hidden states, which start as embeddings: other weights may differ (4 bits, adapters).
         costs ([`Costs`]).
         multiple_of (`int`): L is a multiple of it.
+        by_unit (`bool`): Whether attention is computed for each completion by itself.
     """
 
     config: PreTrainedConfig
     dtype: torch.dtype
     costs: Costs
     multiple_of: int
+    by_unit: bool
 
     @classmethod
     def of(cls, model: PreTrainedModel, pad_to_multiple_of: int | None) -> Packing:
@@ -210,13 +133,14 @@ class Packing(NamedTuple):
             pad_to_multiple_of (`int`, *optional*): TRL's. Lengths are a multiple of 8 as well, as CUDA's attention with a
                 mask wants it.
         """
-        attention = model.config.get_text_config()._attn_implementation
-        break_even = math.inf if attention == "flex_attention" else break_even_length(model.config)
+        attention, by_unit = model.config.get_text_config()._attn_implementation, takes_units(model)
+        skips = by_unit or attention == "flex_attention"
+        break_even = math.inf if skips else break_even_length(model.config)
         costs = Costs(break_even, keeps_weights=attention == "eager")
         embedding = model.get_input_embeddings()
         table = next(embedding.parameters(), None)
         dtype = (embedding.weight if table is None else table).dtype  # in host memory the table is no parameter
-        return cls(model.config, dtype, costs, math.lcm(8, pad_to_multiple_of or 1))
+        return cls(model.config, dtype, costs, math.lcm(8, pad_to_multiple_of or 1), by_unit)
 
     def score(
         self,
@@ -256,7 +180,8 @@ class Packing(NamedTuple):
             packed = pack(input_ids[chunk], here, width, self.costs, self.multiple_of)
             if packed is None:  # rows without a token only: zero
                 continue
-            found = _per_token(model, self.config, packed, (len(chunk), width), dtype, entropy)
+            masks = masks_for(self.config, packed, dtype, self.by_unit)
+            found = _per_token(model, masks, packed, (len(chunk), width), entropy)
             index = torch.tensor(chunk, device=input_ids.device)
             logps, entropies = (
                 None

@@ -2,7 +2,7 @@
 
 Attention with a dense mask costs L^2 for a packed row of L positions, masked or not. Long units are therefore split where
 that is cheaper, and units are laid side by side in as many rows as cost least, within what the unpacked rows would take.
-Flex attention skips what is masked, in blocks of 128 positions, so there nothing is split.
+Flex attention skips what is masked, in blocks of 128 positions, and attention by unit all of it, so there nothing is split.
 """
 
 from __future__ import annotations
