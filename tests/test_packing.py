@@ -235,7 +235,7 @@ def test_a_unit_mask_computes_allowed_products_only(monkeypatch, window):
 
     monkeypatch.setattr(packing_attention, "scaled_dot_product_attention", counted)
     query, key, value = torch.randn(3, len(packed.unit), 2, packed.unit.size(1), 4)
-    found = packing_attention._attend_by_unit(query, key, value, units, dropout_p=0.0, is_causal=False)
+    found = packing_attention._attend_by_unit(query, key, value, units, 0.0, False)  # in place, as sdpa takes them
     assert sorted(products) == sorted([4 * 4, 4 * 8, 2 * 6, 1 * 5, 3 * 3, 1 * 1])
     expected = sdpa(query, key, value, attn_mask=attention_mask(packed, window))
     real = packed.unit >= 0

@@ -134,10 +134,16 @@ class UnitMask(torch.Tensor):
 
 
 def _attend_by_unit(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: UnitMask, **options: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: UnitMask,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
 ) -> torch.Tensor:
     """sdpa's output, `(R, H, L, head_dim)`, zero in padding. The arguments are sdpa's, all of shape `(R, H, L, head_dim)`."""
-    rows = []
+    rows, options = [], {"dropout_p": dropout_p, **options}
     for r, units in enumerate(attn_mask.packed.sizes):
         sizes = [size for unit in units for size in unit]
         padding = query.size(2) - sum(sizes)
@@ -147,7 +153,7 @@ def _attend_by_unit(
             q, k, v = next(parts)
             if shared:
                 band = attn_mask.bands.get((0, shared))
-                found.append(scaled_dot_product_attention(q, k, v, band, **(options | {"is_causal": band is None})))
+                found.append(scaled_dot_product_attention(q, k, v, band, is_causal=band is None, **options))
             longest = attn_mask.bands[shared, max(counts)]
             for count in counts:
                 q, own_k, own_v = next(parts)
