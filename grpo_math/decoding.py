@@ -59,7 +59,7 @@ ROW_INDEPENDENT = (
     TypicalLogitsWarper,
 )
 BLOCK = 512  # tokens of the vocabulary that are summed before one of them is searched for
-ROOM = 64  # tokens for which a cache has room after it was copied
+CACHE_ROOM = 64  # tokens that fit before a cache layer is copied again
 
 
 def unsupported_reason(generation_config: GenerationConfig) -> str | None:
@@ -100,23 +100,22 @@ def can_select_rows(cache: Cache | None) -> bool:
 
 class RoomyLayer(DynamicLayer):
     """
-    A cache layer that is copied once in [`ROOM`] tokens instead of at each one.
+    A cache layer that is copied once every [`CACHE_ROOM`] tokens instead of at each one.
 
-    Its keys and values are views of the filled part of larger tensors. Where something else has replaced them (rows were
-    selected), they are copied at the next token.
+    Keys and values are views of the filled part of larger buffers. Keys that are not the view of the last update come from
+    elsewhere (rows were selected), and are copied into a new buffer.
 
-    Attributes:
-        longest (`int`): Tokens beyond which there is no room, so that the peak of memory is that of a plain layer.
+    Args:
+        layer (`DynamicLayer`): Gives its keys and values away.
+        max_tokens (`int`): Tokens beyond which there is no room: at full length a generation's peak is a plain layer's.
     """
 
-    longest: int
-
-    @classmethod
-    def of(cls, layer: DynamicLayer, longest: int) -> "RoomyLayer":
-        """A layer with the keys and values of `layer`."""
-        found = cls()
-        vars(found).update(vars(layer), longest=longest, roomy={})
-        return found
+    def __init__(self, layer: DynamicLayer, max_tokens: int):
+        super().__init__()
+        vars(self).update(vars(layer))
+        layer.keys = layer.values = None
+        self.max_tokens = max_tokens
+        self.buffers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # name -> buffer, view of its filled part
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """
@@ -132,18 +131,41 @@ class RoomyLayer(DynamicLayer):
         self.values = self._append("values", self.values, value_states)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices`; the others leave memory at once."""
+        self.buffers.clear()
+        super().batch_select_indices(indices)
+
     def _append(self, name: str, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         start = held.size(-2)
         end = start + states.size(-2)
-        roomy, filled = self.roomy.get(name, (held, None))
-        if filled is not held or end > roomy.size(-2):
-            size = max(end, min(end + ROOM, self.longest))
-            roomy = held.new_empty((*held.shape[:-2], size, held.size(-1)))
-            roomy[..., :start, :] = held
-        roomy[..., start:end, :] = states
-        filled = roomy[..., :end, :]
-        self.roomy[name] = (roomy, filled)
+        buffer, filled = self.buffers.get(name, (held, None))
+        if filled is not held or end > buffer.size(-2):
+            size = max(end, min(end + CACHE_ROOM, self.max_tokens))
+            buffer = held.new_empty((*held.shape[:-2], size, held.size(-1)))
+            buffer[..., :start, :] = held
+        buffer[..., start:end, :] = states
+        filled = buffer[..., :end, :]
+        self.buffers[name] = (buffer, filled)
         return filled
+
+
+@contextmanager
+def roomy_layers(cache: Cache | None, max_tokens: int):
+    """Inside the context a cache's plain layers are [`RoomyLayer`]s; sliding, quantized and hybrid ones stay."""
+    plain = {
+        i: layer
+        for i, layer in enumerate([] if cache is None or cache.offloading else cache.layers)
+        if type(layer) is DynamicLayer
+    }
+    for i, layer in plain.items():
+        cache.layers[i] = RoomyLayer(layer, max_tokens)
+    try:
+        yield
+    finally:
+        for i, layer in plain.items():
+            layer.keys, layer.values = cache.layers[i].keys, cache.layers[i].values
+            cache.layers[i] = layer
 
 
 def invert_cdf(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -244,16 +266,11 @@ def decode(
         outputs.past_key_values.batch_select_indices(expand)
         logits = logits[expand]
 
-    cache = outputs.past_key_values
-    for i, layer in enumerate(getattr(cache, "layers", ())):
-        if type(layer) is DynamicLayer:  # another kind has rules of its own
-            longest = generation_config.max_length - 1  # the last token is not run
-            cache.layers[i] = RoomyLayer.of(layer, longest)
-
     # A processor of another kind may hold something of each row, and sees them all
     rows_alone = all(type(processor) in ROW_INDEPENDENT for processor in logits_processor)
     finished = torch.zeros(batch_size, dtype=torch.bool, device=input_ids.device)
-    with model._optimize_model_for_decode():
+    max_tokens = generation_config.max_length - 1  # the last token is not run
+    with model._optimize_model_for_decode(), roomy_layers(outputs.past_key_values, max_tokens):
         while True:
             if rows_alone or len(rows) == batch_size:
                 scores = logits_processor(input_ids[rows], logits)

@@ -1,7 +1,9 @@
 """The decoding loop: transformers' greedy output, its sampling law, each prompt run once, finished rows gone."""
 
 import contextlib
+import copy
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -10,7 +12,16 @@ from trainer_fixtures import ALL_OFF, tiny_model, tiny_tokenizer, train
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, cache_utils, set_seed
 
 from grpo_math import decoding
-from grpo_math.decoding import ROOM, RoomyLayer, can_select_rows, decode, decoding_with, invert_cdf, unsupported_reason
+from grpo_math.decoding import (
+    CACHE_ROOM,
+    RoomyLayer,
+    can_select_rows,
+    decode,
+    decoding_with,
+    invert_cdf,
+    roomy_layers,
+    unsupported_reason,
+)
 
 BOTH = {"share_prefill": True, "drop_finished": True}
 
@@ -269,10 +280,15 @@ def test_layers_with_a_recurrent_state_keep_their_rows():
     assert not can_select_rows(None)
 
 
+def plain_layer(rows=4, tokens=5):
+    layer = cache_utils.DynamicLayer()
+    layer.update(torch.randn(rows, 2, tokens, 3), torch.randn(rows, 2, tokens, 3))
+    return layer
+
+
 def test_a_roomy_layer_holds_what_a_plain_one_holds_and_is_seldom_copied():
-    plain = cache_utils.DynamicLayer()
-    plain.update(torch.randn(4, 2, 5, 3), torch.randn(4, 2, 5, 3))
-    roomy = RoomyLayer.of(plain, longest=150)
+    plain = plain_layer()
+    roomy = RoomyLayer(copy.copy(plain), max_tokens=150)
     kept = torch.arange(4)
     alive = []  # so that no address is used twice
     for step in range(145):
@@ -284,17 +300,41 @@ def test_a_roomy_layer_holds_what_a_plain_one_holds_and_is_seldom_copied():
             kept = kept[: len(kept) - 1]
             plain.batch_select_indices(kept)
             roomy.batch_select_indices(kept)
-    assert len({keys.untyped_storage().data_ptr() for keys in alive}) <= 145 // ROOM + 1 + 2
+    assert len({keys.untyped_storage().data_ptr() for keys in alive}) <= 145 // CACHE_ROOM + 1 + 2
     assert roomy.get_seq_length() == plain.get_seq_length() == 150
-    assert roomy.keys.untyped_storage().nbytes() == 4 * roomy.keys.numel()  # no room beyond the longest
+    assert roomy.keys.untyped_storage().nbytes() == 4 * roomy.keys.numel()  # no room beyond the most tokens
 
 
-def test_sampling_uses_roomy_layers_within_the_length_of_the_generation(monkeypatch):
+def test_rows_that_leave_a_roomy_layer_leave_memory():
+    plain = plain_layer()
+    roomy = RoomyLayer(plain, max_tokens=150)
+    assert plain.keys is plain.values is None
+    roomy.update(*torch.randn(2, 4, 2, 1, 3))
+    held = [weakref.ref(roomy.keys), weakref.ref(roomy.values)]
+    roomy.batch_select_indices(torch.tensor([0, 2]))
+    assert [reference() for reference in held] == [None, None]
+
+
+@pytest.mark.parametrize("offloading", [False, True])
+def test_plain_layers_come_back_and_other_kinds_stay(offloading):
+    plain, sliding_layer = plain_layer(), cache_utils.DynamicSlidingWindowLayer(4)
+    cache = cache_utils.Cache(layers=[plain, sliding_layer])
+    cache.offloading = offloading
+    with contextlib.suppress(KeyError), roomy_layers(cache, 20):  # also after an error
+        assert [type(layer) is RoomyLayer for layer in cache.layers] == [not offloading, False]
+        cache.layers[0].update(*torch.randn(2, 4, 2, 1, 3))
+        raise KeyError
+    assert cache.layers == [plain, sliding_layer]
+    assert plain.get_seq_length() == 6
+
+
+def test_each_token_goes_into_roomy_layers_within_the_length_of_the_generation(monkeypatch):
     seen = []
+    update = RoomyLayer.update
     monkeypatch.setattr(
-        RoomyLayer, "of", lambda layer, longest, of=RoomyLayer.of: seen.append(longest) or of(layer, longest)
+        RoomyLayer, "update", lambda layer, *states: seen.append(layer.max_tokens) or update(layer, *states)
     )
     model, inputs = tiny_model().eval(), batch("w1 w2 w3", repeats=2)
     with decoding_with(model, **BOTH):
-        model.generate(**inputs, generation_config=config(max_new_tokens=6))
-    assert seen == [3 + 6 - 1] * model.config.num_hidden_layers
+        model.generate(**inputs, generation_config=config(max_new_tokens=6, min_new_tokens=6))
+    assert seen == [3 + 6 - 1] * model.config.num_hidden_layers * (6 - 1)

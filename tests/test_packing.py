@@ -164,7 +164,8 @@ ROWS = [([3, 4, 5, 6, 7], [8, 9, 10, 11]), ([3, 4, 5, 6, 7], [8, 9]), ([12], [13
 
 @pytest.mark.parametrize(("attention", "by_unit"), [("sdpa", True), ("sdpa", False), ("eager", False)])
 @pytest.mark.parametrize("name", SHAPES)
-def test_packed_rows_score_as_unpacked_ones(name, attention, by_unit):
+def test_packed_rows_score_as_unpacked_ones(monkeypatch, name, attention, by_unit):
+    monkeypatch.delattr(UnitMask, "dense")  # no attention falls back to it
     model = with_head(SHAPES[name], attention)
     rows = batch(ROWS)
     expected = scored(model, *rows, unpacked(model))
@@ -223,7 +224,7 @@ def test_on_a_cpu_sdpa_goes_by_unit_and_long_groups_stay_whole():
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_a_unit_mask_computes_allowed_products_only(monkeypatch, window):
-    """As many as single rows that share their prompt would."""
+    """Those of each prompt and of each completion with its prompt."""
     ids, mask, width = batch(ROWS)
     packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=8)
     units, products = UnitMask(packed, window, torch.float32), []
@@ -247,10 +248,8 @@ def test_a_unit_mask_is_the_dense_mask_for_everything_but_sdpa():
     """A model with attention of its own adds, slices or moves it."""
     ids, mask, width = batch(ROWS)
     packed = pack(ids, read_lengths(ids, mask, width), width, CHEAP_ATTENTION, multiple_of=8)
-    units, (dense,) = (
-        UnitMask(packed, None, torch.float32),
-        [masks_for(LlamaConfig(**SMALL), packed, torch.float32, False)],
-    )
+    units = UnitMask(packed, None, torch.float32)
+    dense = masks_for(LlamaConfig(**SMALL), packed, torch.float32, by_unit=False)
     assert (units.shape, units.dtype, units.device, units.dim()) == (
         dense.shape,
         dense.dtype,

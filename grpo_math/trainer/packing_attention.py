@@ -85,6 +85,10 @@ def _band(before: int, count: int, window: int | None, dtype: torch.dtype, devic
     return _additive(allowed if window is None else allowed & (query - key < window), dtype)
 
 
+_PROPERTIES = ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf")
+NEED_NO_DATA = {torch.Tensor.size, torch.Tensor.dim, *(getattr(torch.Tensor, name).__get__ for name in _PROPERTIES)}
+
+
 class UnitMask(torch.Tensor):
     """
     A mask of packed rows for which sdpa is called once for each prompt and each completion.
@@ -108,11 +112,12 @@ class UnitMask(torch.Tensor):
     def __init__(self, packed: Packed, window: int | None, dtype: torch.dtype):
         super().__init__()
         self.packed, self.window = packed, window
+        self.made: torch.Tensor | None = None
         units = [unit for row in packed.sizes for unit in row]
         shapes = {(unit[0], max(unit[1:])) for unit in units}
         if window is not None:
             shapes |= {(0, unit[0]) for unit in units if unit[0] > window}
-        # Keys before the queries, queries -> what is added to the scores
+        # (keys before the first query, queries) -> additive mask; a prompt within the window is causal without one
         self.bands = {shape: _band(*shape, window, dtype, packed.unit.device) for shape in shapes}
 
     @classmethod
@@ -120,7 +125,7 @@ class UnitMask(torch.Tensor):
         if func is scaled_dot_product_attention:
             return _attend_by_unit(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
-            if func.__name__ not in ("__get__", "size", "dim"):  # what is not asked of its shape, dtype or device
+            if func not in NEED_NO_DATA:
                 args, kwargs = tree_map_only(UnitMask, UnitMask.dense, (args, kwargs or {}))
             return func(*args, **(kwargs or {}))
 
@@ -130,7 +135,9 @@ class UnitMask(torch.Tensor):
 
     def dense(self) -> torch.Tensor:
         """The mask as a plain tensor, `(R, 1, L, L)`."""
-        return _additive(attention_mask(self.packed, self.window), self.dtype)
+        if self.made is None:  # once, as each layer may keep it
+            self.made = _additive(attention_mask(self.packed, self.window), self.dtype)
+        return self.made
 
 
 def _attend_by_unit(
