@@ -22,7 +22,7 @@ from grpo_math.trainer.config import SAVINGS
 WORDS = [f"w{i}" for i in range(20)]
 ALL_OFF = dict.fromkeys(SAVINGS, False)
 # Sampling draws other random numbers with these, so gradients can only be compared without them
-STOCK_GENERATION = {"share_prefill": False, "drop_finished": False, "transpose_weights": False}
+STOCK_GENERATION = {"share_prefill": False, "drop_finished": False}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -27,7 +27,7 @@ from grpo_math import decoding
 from grpo_math.memory.host_activations import HostActivations
 from grpo_math.memory.model import base_model
 from grpo_math.memory.tracker import Tracker
-from grpo_math.trainer import cpu, micro_batches, offloading, packing
+from grpo_math.trainer import micro_batches, offloading, packing
 
 # Every private name of another library that this package overrides, patches, reads or sets, and every public one that it
 # replaces, as library -> `module:name`. A test checks that each still exists and that the package uses no other, so that an
@@ -106,7 +106,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     - torch's optimizers work on all tensors of a group at once (`foreach`).
     - bitsandbytes' paged states are in managed memory, outside of torch's allocator.
     - Tokens are drawn by torch's multinomial kernel.
-    - What pays on a CPU only is left out (`cpu.py`).
+    - Packed rows have a dense mask.
     """
 
     def draw(scores):
@@ -124,7 +124,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     def use_triton(device):
         return True
 
-    def runs_here(model):
+    def takes_no_units(model):
         return False
 
     def add_in_place(accumulator, a, b):
@@ -152,7 +152,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))
         stack.enter_context(mock.patch.object(decoding, "draw", draw))
-        stack.enter_context(mock.patch.object(cpu, "runs_here", runs_here))
+        stack.enter_context(mock.patch.object(packing, "takes_units", takes_no_units))
         default = torch.optim.Optimizer.add_param_group
 
         def add_param_group(optimizer, group):

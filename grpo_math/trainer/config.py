@@ -20,7 +20,6 @@ SAVINGS = (
     "cast_weights_once",
     "share_prefill",
     "drop_finished",
-    "transpose_weights",
 )
 
 
@@ -70,9 +69,6 @@ class GRPOMathConfig(GRPOConfig):
             Generation with transformers: drop finished rows from the batch. With both options greedy output is
             identical and sampled output equal in distribution, though not draw for draw. Both are disabled by vLLM,
             continuous batching, images, a sharded model, a learned prompt, beam search or another kind of cache.
-        transpose_weights (`bool`, *optional*):
-            Generation with transformers on a CPU: hold a transposed copy of the float32 weights meanwhile, with which 4
-            to 128 rows are multiplied faster. Disabled by a sharded model; without effect under autocast.
         dynamic_sampling (`int`, *optional*, defaults to `0`):
             Most rounds of fresh prompts that replace groups whose rewards are all equal (DAPO, arXiv 2503.14476,
             section 3.2); groups that are left after the last round stay. TRL's metrics describe the first draw. Fresh
@@ -115,7 +111,6 @@ class GRPOMathConfig(GRPOConfig):
     cast_weights_once: bool | None = _saving("Cast float32 weights once for a generation under autocast.")
     share_prefill: bool | None = _saving("Run each distinct prompt once when generating with transformers.")
     drop_finished: bool | None = _saving("Drop finished rows from the batch when generating with transformers.")
-    transpose_weights: bool | None = _saving("On a CPU, generate with a transposed copy of the float32 weights.")
     dynamic_sampling: int = field(
         default=0,
         metadata={"help": "Most rounds of fresh prompts that replace groups whose rewards are all equal. 0: off."},

@@ -13,7 +13,6 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from grpo_math import decoding
-from grpo_math.trainer import cpu
 from grpo_math.trainer.input_casts import casts_needed_by
 
 if TYPE_CHECKING:
@@ -149,15 +148,6 @@ def one_autocast_blocked_by(trainer: GRPOMathTrainer) -> str | None:
     return None
 
 
-def transpose_blocked_by(trainer: GRPOMathTrainer) -> str | None:
-    """Why generation must use the weights as they lie."""
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return "the model is sharded (DeepSpeed or FSDP)"
-    if not cpu.runs_here(trainer.model):
-        return "the model is not on a CPU"
-    return None
-
-
 def _auxiliary_loss(trainer: GRPOMathTrainer) -> str | None:
     if trainer.aux_loss_enabled:
         coefficient = f"router_aux_loss_coef={trainer.router_aux_loss_coef:g}"
@@ -202,7 +192,6 @@ def refuse_blocked_savings(trainer: GRPOMathTrainer, args: GRPOMathConfig) -> No
         "cast_weights_once": one_autocast_blocked_by,
         "share_prefill": decode_blocked_by,
         "drop_finished": decode_blocked_by,
-        "transpose_weights": transpose_blocked_by,
     }
     for name, blocked_by in checks.items():
         if getattr(args, name) and (reason := blocked_by(trainer)):

@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from grpo_math import decoding
-from grpo_math.trainer import checkpoints, cpu, exactness, host_embeddings, losses, micro_batches, offloading
+from grpo_math.trainer import checkpoints, exactness, host_embeddings, losses, micro_batches, offloading
 from grpo_math.trainer.config import SAVINGS, GRPOMathConfig
 from grpo_math.trainer.dynamic_sampling import DynamicSampling, metrics_of_the_first_draw
 from grpo_math.trainer.input_casts import InputCasts
@@ -195,8 +195,6 @@ class GRPOMathTrainer(GRPOTrainer):
             if self._saving["cast_weights_once"] and exactness.one_autocast_blocked_by(self) is None:
                 # It ends before the optimizer changes the weights, whose casts it keeps
                 stack.enter_context(self.autocast())
-            if self._saving["transpose_weights"] and exactness.transpose_blocked_by(self) is None:
-                stack.enter_context(cpu.transposed_weights(self.model))
             if share_prefill or drop_finished:
                 if reason := exactness.decode_blocked_by(self):
                     self._warn_once(f"share_prefill and drop_finished are disabled because {reason}.")

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from grpo_math.trainer import cpu
-from grpo_math.trainer.packing_attention import SHARED, Packed, masks_for
+from grpo_math.trainer.packing_attention import SHARED, Packed, masks_for, takes_units
 from grpo_math.trainer.packing_layout import Costs, Lengths, break_even_length, lay_out_units, read_lengths, width_of
 
 
@@ -134,8 +133,7 @@ class Packing(NamedTuple):
             pad_to_multiple_of (`int`, *optional*): TRL's. Lengths are a multiple of 8 as well, as CUDA's attention with a
                 mask wants it.
         """
-        attention = model.config.get_text_config()._attn_implementation
-        by_unit = attention == "sdpa" and cpu.runs_here(model)
+        attention, by_unit = model.config.get_text_config()._attn_implementation, takes_units(model)
         skips = by_unit or attention == "flex_attention"
         break_even = math.inf if skips else break_even_length(model.config)
         costs = Costs(break_even, keeps_weights=attention == "eager")

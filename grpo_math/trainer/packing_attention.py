@@ -1,8 +1,7 @@
 """Attention of packed rows: which positions see which, as the mask that the model's attention takes.
 
 Dense masks serve eager attention, and sdpa on CUDA. Flex attention takes a block mask. On a CPU sdpa gets a [`UnitMask`]:
-attention is then computed for each completion by itself, with its prompt's keys, and costs what it does unpacked. On CUDA
-many small kernels would take the place of one; there it was not measured.
+attention is then computed for each completion by itself, with its prompt's keys, and costs what it does unpacked.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 SHARED = 0  # the segment of the prompt's tokens; completions count from 1
 
@@ -174,6 +173,15 @@ def _attend_by_unit(
     return torch.cat(rows)
 
 
+def takes_units(model: PreTrainedModel) -> bool:
+    """
+    Whether a model's attention can go by unit.
+
+    Only on a CPU, where it was measured: on CUDA many small kernels would take the place of one.
+    """
+    return model.config.get_text_config()._attn_implementation == "sdpa" and model.device.type == "cpu"
+
+
 def masks_for(config: PreTrainedConfig, packed: Packed, dtype: torch.dtype, by_unit: bool) -> Any:
     """
     The `attention_mask` argument of a model: a mask, or one for each kind of layer where it has several.
@@ -184,7 +192,7 @@ def masks_for(config: PreTrainedConfig, packed: Packed, dtype: torch.dtype, by_u
         config ([`~transformers.PreTrainedConfig`]): Of the model.
         packed ([`Packed`]).
         dtype (`torch.dtype`): In which attention is computed.
-        by_unit (`bool`): Whether sdpa gets a [`UnitMask`].
+        by_unit (`bool`): From [`takes_units`].
     """
     config = config.get_text_config()
 
