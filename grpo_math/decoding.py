@@ -270,7 +270,7 @@ def decode(
     rows_alone = all(type(processor) in ROW_INDEPENDENT for processor in logits_processor)
     finished = torch.zeros(batch_size, dtype=torch.bool, device=input_ids.device)
     max_tokens = generation_config.max_length - 1  # the last token is not run
-    with model._optimize_model_for_decode(), roomy_layers(outputs.past_key_values, max_tokens):
+    with model._optimize_model_for_decode(), roomy_layers(model_kwargs.get("past_key_values"), max_tokens):
         while True:
             if rows_alone or len(rows) == batch_size:
                 scores = logits_processor(input_ids[rows], logits)

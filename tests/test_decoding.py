@@ -9,7 +9,16 @@ import pytest
 import torch
 from peft import LoraConfig
 from trainer_fixtures import ALL_OFF, tiny_model, tiny_tokenizer, train
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor, cache_utils, set_seed
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    MambaConfig,
+    MambaForCausalLM,
+    cache_utils,
+    set_seed,
+)
 
 from grpo_math import decoding
 from grpo_math.decoding import (
@@ -43,12 +52,22 @@ def tiny_gpt2():
     ).eval()
 
 
+def tiny_mamba():
+    """Without keys and values: its outputs have no cache of that name."""
+    set_seed(0)
+    return MambaForCausalLM(
+        MambaConfig(vocab_size=23, hidden_size=32, num_hidden_layers=2, initializer_range=0.3)
+    ).eval()
+
+
 def sliding():
     return tiny_model(use_sliding_window=True, sliding_window=6, max_window_layers=1).eval()
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: tiny_model().eval(), tiny_gpt2, sliding], ids=["rotary", "absolute", "sliding"]
+    "make",
+    [lambda: tiny_model().eval(), tiny_gpt2, sliding, tiny_mamba],
+    ids=["rotary", "absolute", "sliding", "without attention"],
 )
 @pytest.mark.parametrize(("share", "drop"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.5}, {"min_new_tokens": 4}], ids=str)
