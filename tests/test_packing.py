@@ -262,6 +262,7 @@ def test_a_unit_mask_is_the_dense_mask_for_everything_but_sdpa():
         lambda m: m[..., :5, :5],
         lambda m: m.to(torch.bfloat16),
         lambda m: torch.cat([m, m]),
+        lambda m: m.mT,
     ):
         found = operate(units)
         assert type(found) is torch.Tensor
