@@ -2,9 +2,11 @@
 
 transformers' `generate` prefills every row, so the same prompt G times, and keeps finished rows in the batch until the
 longest is done. It also copies the whole cache at every token; here new tokens are written into room left at its end
-([`RoomyLayer`]). [`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those
-of `generate`. Greedy output is identical and sampled output equal in distribution, though other random numbers are drawn:
-one for a row on a CPU ([`invert_cdf`]), where `torch.multinomial` draws one for each token of the vocabulary.
+([`RoomyLayer`]). On a CPU, weights are read in a layout for few rows ([`blocked_weights`]).
+
+[`decode`] is a `custom_generate` for it: logits processors, stopping criteria and padding are those of `generate`. Greedy
+output is identical up to rounding and sampled output equal in distribution, though other random numbers are drawn: one for
+a row on a CPU ([`invert_cdf`]), where `torch.multinomial` draws one for each token of the vocabulary.
 
 >>> model.generate(**inputs, generation_config=config, custom_generate=decode)
 """
@@ -38,6 +40,8 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 from transformers.generation.configuration_utils import GenerationMode
+
+from grpo_math.blocked_weights import blocked_weights
 
 # What they do to a row's scores depends on that row's tokens and scores alone. A repetition penalty holds prompt lengths.
 ROW_INDEPENDENT = (
@@ -270,7 +274,8 @@ def decode(
     rows_alone = all(type(processor) in ROW_INDEPENDENT for processor in logits_processor)
     finished = torch.zeros(batch_size, dtype=torch.bool, device=input_ids.device)
     max_tokens = generation_config.max_length - 1  # the last token is not run
-    with model._optimize_model_for_decode(), roomy_layers(model_kwargs.get("past_key_values"), max_tokens):
+    room = roomy_layers(model_kwargs.get("past_key_values"), max_tokens)
+    with model._optimize_model_for_decode(), room, blocked_weights(model):
         while True:
             if rows_alone or len(rows) == batch_size:
                 scores = logits_processor(input_ids[rows], logits)

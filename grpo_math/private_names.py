@@ -30,6 +30,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trl:GRPOTrainer._logs",
         "trl:GRPOTrainer._metrics",
         "trl:GRPOTrainer._tr_loss",
+        "trl.trainer.utils:_CHUNKED_LOGPROB_CHUNK_SIZE",
     ),
     "transformers": (
         "transformers:GenerationMixin._optimize_model_for_decode",
@@ -38,6 +39,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "torch": (
         "torch:Tensor._make_wrapper_subclass",
+        "torch:ops.mkldnn._linear_pointwise",
+        "torch:ops.mkldnn._reorder_linear_weight",
         "torch._C:DisableTorchFunctionSubclass",
         "torch.utils._pytree:tree_map_only",
     ),

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from grpo_math import decoding
+from grpo_math import blocked_weights, decoding
 from grpo_math.memory.host_activations import HostActivations
 from grpo_math.memory.model import base_model
 from grpo_math.memory.tracker import Tracker
@@ -105,8 +105,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     - The head scores labelled positions only, in tiles that Triton folds in place.
     - torch's optimizers work on all tensors of a group at once (`foreach`).
     - bitsandbytes' paged states are in managed memory, outside of torch's allocator.
-    - Tokens are drawn by torch's multinomial kernel.
-    - Packed rows have a dense mask.
+    - Tokens are drawn by torch's multinomial kernel, packed rows have a dense mask, no weights are copied for a CPU.
     """
 
     def draw(scores):
@@ -124,8 +123,8 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     def use_triton(device):
         return True
 
-    def takes_no_units(model):
-        return False
+    def none(model):
+        return []
 
     def add_in_place(accumulator, a, b):
         return None
@@ -152,7 +151,8 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))
         stack.enter_context(mock.patch.object(decoding, "draw", draw))
-        stack.enter_context(mock.patch.object(packing, "takes_units", takes_no_units))
+        stack.enter_context(mock.patch.object(packing, "takes_units", none))
+        stack.enter_context(mock.patch.object(blocked_weights, "layers_to_block", none))
         default = torch.optim.Optimizer.add_param_group
 
         def add_param_group(optimizer, group):

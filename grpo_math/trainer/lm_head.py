@@ -1,9 +1,32 @@
-"""A compact LM head on the CPU: TRL's fused head projects every position there, and only labelled ones on CUDA."""
+"""A compact LM head on the CPU: TRL's fused head projects every position there, and only labelled ones on CUDA.
+
+Its logits are made in tiles, which are sized for a GPU's memory; here they are sized for a processor's cache.
+"""
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 
 from transformers import PreTrainedModel
+from trl.trainer import utils
+
+TILE = 2**20  # logits; the 108 MB of TRL's own tile are allocated anew by each of a dozen operations
+
+
+@contextmanager
+def tiles_for_a_cache(rows: int) -> Iterator[None]:
+    """
+    Inside the context TRL's fused head computes so many columns of `rows` logits at once that a tile has about [`TILE`].
+
+    Only the order of the sums over the vocabulary depends on it. The backward pass keeps the size of its forward pass.
+    """
+    before = utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(before, max(TILE // rows, 256))
+    try:
+        yield
+    finally:
+        utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
 
 
 def add_compact_lm_head(model: PreTrainedModel) -> None:
@@ -36,7 +59,9 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
 
         hook = self.base_model.register_forward_hook(keep_scored)
         try:
-            output = fused_forward(*args, fused_lm_head=True, shift_labels=targets[scored].unsqueeze(0), **kwargs)
+            labels = targets[scored].unsqueeze(0)
+            with tiles_for_a_cache(labels.size(1)):
+                output = fused_forward(*args, fused_lm_head=True, shift_labels=labels, **kwargs)
         finally:
             hook.remove()
         for field in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask"):
