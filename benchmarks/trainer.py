@@ -34,14 +34,17 @@ class Case:
     dead: bool  # whether every second group has equal rewards
     max_completion_length: int
     fixed_length: bool = False
+    warm: bool = False  # whether the policy is one that was warmed up on the gold solutions
     groups: int = 2
     num_generations: int = 8
     micro: int = 8
 
 
 CASES = {
-    "half_dead": Case("half of the groups dead, GSM8K prompts, sampled completions of at most 200 tokens", True, 200),
-    "real_lengths": Case("none dead, GSM8K prompts, sampled completions of at most 200 tokens", False, 200),
+    "real_lengths": Case("real lengths: warm policy, none dead, at most 256 tokens", False, 256, warm=True),
+    "half_dead": Case("real lengths: warm policy, half of the groups dead", True, 256, warm=True),
+    "untrained": Case("untrained policy, none dead, at most 200 tokens", False, 200),
+    "untrained_half_dead": Case("untrained policy, half of the groups dead", True, 200),
     "nothing": Case(
         "nothing to save: none dead, prompts of 4 and completions of 32 tokens throughout", False, 32, True
     ),
@@ -66,7 +69,8 @@ def prompts(case: Case, round_number: int) -> list[dict]:
     if case.fixed_length:
         texts = [f"The number {(round_number * case.groups + i) % 10} is" for i in range(case.groups)]
     else:
-        rows = load_problems(TaskConfig(task="gsm8k", train_size=case.groups * 16, heldout_size=0)).train
+        task = TaskConfig(task="gsm8k", train_size=case.groups * 16, heldout_size=0, prompt_style="hash")
+        rows = load_problems(task).train
         texts = [row["prompt"] for row in rows[round_number * case.groups :][: case.groups]]
     return [{"prompt": text, "dead": case.dead and bool(i % 2)} for i, text in enumerate(texts)]
 
@@ -117,11 +121,12 @@ def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool
     }
 
 
-def measure(names: list[str], rounds: int, bf16: bool, model, tokenizer, out: Path) -> dict[str, list[dict]]:
-    """All rounds of all cases; each round maps contender to its figures."""
+def measure(names: list[str], rounds: int, bf16: bool, policies: dict, tokenizer, out: Path) -> dict[str, list[dict]]:
+    """All rounds of all cases; each round maps contender to its figures. `policies` maps [`Case.warm`] to a model."""
     found = {}
     for name in names:
         case = CASES[name]
+        model = policies[case.warm]
         # The first step of a process is slower
         step(False, replace(case, max_completion_length=16), model, tokenizer, 0, bf16, out)
         found[name] = []
@@ -151,10 +156,11 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
             cells.append(f"{seconds[0]:.1f} / {seconds[1]:.1f}")
             cells.append(f"x{sampling[0] / sampling[1]:.2f}")
             cells.append(f"x{rest[0] / rest[1]:.2f}")
-            cells.append(f"{statistics.fmean(run[fast]['mean_length'] for run in runs):.0f}")
+            lengths = [statistics.fmean(run[fast][f"{of}_length"] for run in runs) for of in ("mean", "max")]
+            cells.append(f"{lengths[0]:.0f} / {lengths[1]:.0f}")
             rows.append(cells)
     header = ["case", "against stock", "whole step, CPU", "whole step, wall", "CPU s, stock / it"]
-    header += ["sampling", "forward, backward, update", "mean length"]
+    header += ["sampling", "forward, backward, update", "mean / longest completion"]
     rounds = len(next(iter(found.values())))
     sample = CASES[next(iter(found))]
     text = [
@@ -162,7 +168,9 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
         "",
         f"SmolLM2-135M-Instruct, full fine-tuning, {'bf16 autocast' if bf16 else 'float32'}, loss `dapo`, beta 0, "
         f"{sample.groups * sample.num_generations} rows in micro-batches of {sample.micro}, {sample.num_generations} "
-        f"completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock.",
+        f"completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock. Prompts "
+        "are GSM8K's, in the form of recipes/gsm8k_135m.yaml. The untrained policy writes on until it is cut; the warm one "
+        "was trained on gold solutions (`grpo-math sft`) and ends where they do.",
         "",
         common.table(header, rows),
     ]
@@ -189,23 +197,35 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--parts", nargs="*", default=[*PARTS], choices=PARTS, help="the others keep their stored figures"
     )
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="of the whole steps")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="of the whole steps")
+    parser.add_argument(
+        "--warm",
+        type=Path,
+        metavar="FOLDER",
+        help="the policy of `grpo-math sft recipes/gsm8k_135m.yaml`, for some cases",
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--float32", action="store_true", help="whole steps in float32 instead of bf16 autocast")
     args = parser.parse_args(argv)
+    cases = args.cases or [name for name, case in CASES.items() if args.warm or not case.warm]
+    if not args.warm and (warm := [name for name in cases if CASES[name].warm]):
+        parser.error(f"{', '.join(warm)}: --warm FOLDER is needed, a policy from grpo-math sft recipes/gsm8k_135m.yaml")
     stored = common.RESULTS / "trainer.json"
     data = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         folder = common.smollm2_folder(out)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        policies = {False: model}
+        if args.warm:
+            policies[True] = AutoModelForCausalLM.from_pretrained(args.warm, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         measures = {
             "passes": lambda: {"times": forward_backward.measure_time(model, tokenizer, out, args.rounds)},
             "gradients": lambda: {"differences": forward_backward.measure_gradients(model, tokenizer, out)},
             "steps": lambda: {
                 "bf16": not args.float32,
-                "rounds": measure(args.cases, args.rounds, not args.float32, model, tokenizer, out),
+                "rounds": measure(cases, args.rounds, not args.float32, policies, tokenizer, out),
             },
         }
         for part in args.parts:

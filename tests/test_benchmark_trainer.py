@@ -1,8 +1,10 @@
 """The page of `python -m benchmarks trainer`: every measured part, with its own machine, and no other."""
 
+import pytest
+
 from benchmarks import forward_backward, trainer
 
-FIGURES = {"cpu": 8.0, "wall": 8.0, "sampling_cpu": 2.0, "mean_length": 9.0}
+FIGURES = {"cpu": 8.0, "wall": 8.0, "sampling_cpu": 2.0, "mean_length": 9.0, "max_length": 20.0}
 
 
 def measured():
@@ -41,9 +43,16 @@ def test_each_part_names_its_machine_and_its_ratios():
     assert "machine of the steps" in steps
     assert "**x2.00** (2.00 to 2.00)" in steps
     assert "float32" in steps
+    assert "9 / 20" in steps
 
 
 def test_a_part_that_was_not_measured_is_not_on_the_page():
     data = measured()
     del data["steps"]
     assert "Whole steps" not in trainer.page(data)
+
+
+def test_a_case_of_the_warm_policy_asks_for_its_folder(capsys):
+    with pytest.raises(SystemExit):
+        trainer.main(["--parts", "steps", "--cases", "nothing", "half_dead"])
+    assert "half_dead: --warm FOLDER is needed" in capsys.readouterr().err

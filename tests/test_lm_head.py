@@ -15,7 +15,7 @@ ROWS = [([3, 4, 5], [650, 9, 10, 11]), ([3, 4, 5], [8, 300]), ([12], [13, 14])]
 @pytest.mark.parametrize(("rows", "columns"), [(1, OWN), (826, TILE // 826), (10**6, 256)])
 def test_a_tile_has_a_number_of_logits_and_not_too_few_columns(rows, columns):
     with tiles_for_a_cache(rows):
-        assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == columns
+        assert columns == utils._CHUNKED_LOGPROB_CHUNK_SIZE
     assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == OWN
 
 
