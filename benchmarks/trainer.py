@@ -13,14 +13,13 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TrainerCallback
 
 from benchmarks import common, forward_backward
-from grpo_math.tasks import load_problems
-from grpo_math.tasks.base import TaskConfig
 
 PARTS = ("passes", "gradients", "steps")
 ORDERS = (("stock", "ours", "stock again"), ("stock again", "ours", "stock"))
@@ -34,21 +33,35 @@ class Case:
     dead: bool  # whether every second group has equal rewards
     max_completion_length: int
     fixed_length: bool = False
-    warm: bool = False  # whether the policy is one that was warmed up on the gold solutions
+    gold: bool = False  # whether gold solutions are sampled, as in `forward_backward`
     groups: int = 2
     num_generations: int = 8
     micro: int = 8
 
 
 CASES = {
-    "real_lengths": Case("real lengths: warm policy, none dead, at most 256 tokens", False, 256, warm=True),
-    "half_dead": Case("real lengths: warm policy, half of the groups dead", True, 256, warm=True),
-    "untrained": Case("untrained policy, none dead, at most 200 tokens", False, 200),
-    "untrained_half_dead": Case("untrained policy, half of the groups dead", True, 200),
+    "real_lengths": Case("gold solutions, none dead", False, 1024, gold=True),
+    "half_dead": Case("gold solutions, half of the groups dead", True, 1024, gold=True),
+    "cut": Case("what the model writes, cut at 200 tokens, none dead", False, 200),
+    "cut_half_dead": Case("what the model writes, cut at 200 tokens, half of the groups dead", True, 200),
     "nothing": Case(
         "nothing to save: none dead, prompts of 4 and completions of 32 tokens throughout", False, 32, True
     ),
 }
+
+
+class Forced(LogitsProcessor):
+    """Leaves each row one token to sample at each position, that of its given completion."""
+
+    def __init__(self, completions: list[list[int]]):
+        self.completions = completions
+        self.start: int | None = None
+
+    def __call__(self, input_ids, scores):
+        self.start = input_ids.size(1) if self.start is None else self.start
+        at = input_ids.size(1) - self.start
+        tokens = torch.tensor([c[min(at, len(c) - 1)] for c in self.completions]).unsqueeze(1)  # (B, 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, scores.gather(1, tokens))
 
 
 class Stopwatch(TrainerCallback):
@@ -64,25 +77,33 @@ class Stopwatch(TrainerCallback):
         self.steps.append((time.process_time() - self.started[0], time.perf_counter() - self.started[1]))
 
 
-def prompts(case: Case, round_number: int) -> list[dict]:
-    """The round's prompts: GSM8K questions, or four tokens each where lengths are fixed."""
+def prompts(case: Case, round_number: int, tokenizer) -> tuple[list[dict], list[list[int]] | None]:
+    """The round's prompts, GSM8K questions or four tokens each where lengths are fixed, and what each row must sample."""
     if case.fixed_length:
         texts = [f"The number {(round_number * case.groups + i) % 10} is" for i in range(case.groups)]
+        forced = None
     else:
-        task = TaskConfig(task="gsm8k", train_size=case.groups * 16, heldout_size=0, prompt_style="hash")
-        rows = load_problems(task).train
-        texts = [row["prompt"] for row in rows[round_number * case.groups :][: case.groups]]
-    return [{"prompt": text, "dead": case.dead and bool(i % 2)} for i, text in enumerate(texts)]
+        batch = forward_backward.Batch(groups=case.groups * (round_number + 1), group=case.num_generations)
+        found = forward_backward.texts(batch, tokenizer)[-case.groups :]
+        texts = [prompt for prompt, _ in found]
+        forced = [
+            tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for _, solutions in found for text in solutions
+        ]
+    rows = [{"prompt": text, "dead": case.dead and bool(i % 2)} for i, text in enumerate(texts)]
+    return rows, forced if case.gold else None
 
 
 def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool, out: Path) -> dict:
     """One optimizer step of either trainer, from a copy of `model`."""
-    watch = Stopwatch()
+    watch, model = Stopwatch(), copy.deepcopy(model)
+    rows, forced = prompts(case, round_number, tokenizer)
+    if forced:
+        model.generate = partial(model.generate, logits_processor=LogitsProcessorList([Forced(forced)]))
     trainer = common.make_trainer(
         ours,
-        copy.deepcopy(model),
+        model,
         common.half_dead_reward,
-        prompts(case, round_number),
+        rows,
         tokenizer,
         out,
         [watch],
@@ -121,12 +142,11 @@ def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool
     }
 
 
-def measure(names: list[str], rounds: int, bf16: bool, policies: dict, tokenizer, out: Path) -> dict[str, list[dict]]:
-    """All rounds of all cases; each round maps contender to its figures. `policies` maps [`Case.warm`] to a model."""
+def measure(names: list[str], rounds: int, bf16: bool, model, tokenizer, out: Path) -> dict[str, list[dict]]:
+    """All rounds of all cases; each round maps contender to its figures."""
     found = {}
     for name in names:
         case = CASES[name]
-        model = policies[case.warm]
         # The first step of a process is slower
         step(False, replace(case, max_completion_length=16), model, tokenizer, 0, bf16, out)
         found[name] = []
@@ -169,8 +189,9 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
         f"SmolLM2-135M-Instruct, full fine-tuning, {'bf16 autocast' if bf16 else 'float32'}, loss `dapo`, beta 0, "
         f"{sample.groups * sample.num_generations} rows in micro-batches of {sample.micro}, {sample.num_generations} "
         f"completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock. Prompts "
-        "are GSM8K's, in the form of recipes/gsm8k_135m.yaml. The untrained policy writes on until it is cut; the warm one "
-        "was trained on gold solutions (`grpo-math sft`) and ends where they do.",
+        "are GSM8K's, in the form of recipes/gsm8k_135m.yaml. Gold solutions are sampled through a logits "
+        "processor that leaves one token at each position, so that all contenders sample the same ones; the untrained model "
+        "itself mostly writes on until it is cut.",
         "",
         common.table(header, rows),
     ]
@@ -197,35 +218,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--parts", nargs="*", default=[*PARTS], choices=PARTS, help="the others keep their stored figures"
     )
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="of the whole steps")
-    parser.add_argument(
-        "--warm",
-        type=Path,
-        metavar="FOLDER",
-        help="the policy of `grpo-math sft recipes/gsm8k_135m.yaml`, for some cases",
-    )
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="of the whole steps")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--float32", action="store_true", help="whole steps in float32 instead of bf16 autocast")
     args = parser.parse_args(argv)
-    cases = args.cases or [name for name, case in CASES.items() if args.warm or not case.warm]
-    if not args.warm and (warm := [name for name in cases if CASES[name].warm]):
-        parser.error(f"{', '.join(warm)}: --warm FOLDER is needed, a policy from grpo-math sft recipes/gsm8k_135m.yaml")
     stored = common.RESULTS / "trainer.json"
     data = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         folder = common.smollm2_folder(out)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        policies = {False: model}
-        if args.warm:
-            policies[True] = AutoModelForCausalLM.from_pretrained(args.warm, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         measures = {
             "passes": lambda: {"times": forward_backward.measure_time(model, tokenizer, out, args.rounds)},
             "gradients": lambda: {"differences": forward_backward.measure_gradients(model, tokenizer, out)},
             "steps": lambda: {
                 "bf16": not args.float32,
-                "rounds": measure(cases, args.rounds, not args.float32, policies, tokenizer, out),
+                "rounds": measure(args.cases, args.rounds, not args.float32, model, tokenizer, out),
             },
         }
         for part in args.parts:

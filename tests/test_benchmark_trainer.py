@@ -1,6 +1,9 @@
 """The page of `python -m benchmarks trainer`: every measured part, with its own machine, and no other."""
 
-import pytest
+from functools import partial
+
+from trainer_fixtures import prompts, tiny_model, tiny_tokenizer, train
+from transformers import LogitsProcessorList
 
 from benchmarks import forward_backward, trainer
 
@@ -52,7 +55,19 @@ def test_a_part_that_was_not_measured_is_not_on_the_page():
     assert "Whole steps" not in trainer.page(data)
 
 
-def test_a_case_of_the_warm_policy_asks_for_its_folder(capsys):
-    with pytest.raises(SystemExit):
-        trainer.main(["--parts", "steps", "--cases", "nothing", "half_dead"])
-    assert "half_dead: --warm FOLDER is needed" in capsys.readouterr().err
+def test_given_completions_are_sampled(tmp_path):
+    """All contenders sample the same tokens, whatever the model thinks of them."""
+    given = [[3, 4, 5, 1], [6, 1], [7, 8, 9, 10, 11, 1], [12, 13, 1]]
+    for ours in (True, False):
+        model = tiny_model()
+        model.generate = partial(model.generate, logits_processor=LogitsProcessorList([trainer.Forced(given)]))
+        found = train(
+            ours,
+            tmp_path,
+            model=model,
+            dataset=prompts(1),
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=1,
+        )
+        completions = found._logs["completion"]
+        assert list(completions) == [tiny_tokenizer().decode(row, skip_special_tokens=True) for row in given]
