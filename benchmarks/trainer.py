@@ -42,6 +42,8 @@ class Case:
 CASES = {
     "real_lengths": Case("gold solutions, none dead", False, 1024, gold=True),
     "half_dead": Case("gold solutions, half of the groups dead", True, 1024, gold=True),
+    "real_lengths_32": Case("gold solutions, none dead", False, 1024, gold=True, groups=4),
+    "half_dead_32": Case("gold solutions, half of the groups dead", True, 1024, gold=True, groups=4),
     "cut": Case("what the model writes, cut at 200 tokens, none dead", False, 200),
     "cut_half_dead": Case("what the model writes, cut at 200 tokens, half of the groups dead", True, 200),
     "nothing": Case(
@@ -166,7 +168,9 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
     rows = []
     for name, runs in found.items():
         for label, slow, fast in (("ours", "stock", "ours"), ("stock again (noise)", "stock", "stock again")):
-            cells = [CASES[name].title if label == "ours" else "", label]
+            case = CASES[name]
+            size = str(case.groups * case.num_generations)
+            cells = [case.title, size, label] if label == "ours" else ["", "", label]
             for part in ("cpu", "wall"):
                 ratios = sorted(run[slow][part] / run[fast][part] for run in runs)
                 cells.append(f"**x{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})")
@@ -179,7 +183,7 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
             lengths = [statistics.fmean(run[fast][f"{of}_length"] for run in runs) for of in ("mean", "max")]
             cells.append(f"{lengths[0]:.0f} / {lengths[1]:.0f}")
             rows.append(cells)
-    header = ["case", "against stock", "whole step, CPU", "whole step, wall", "CPU s, stock / it"]
+    header = ["case", "rows", "against stock", "whole step, CPU", "whole step, wall", "CPU s, stock / it"]
     header += ["sampling", "forward, backward, update", "mean / longest completion"]
     rounds = len(next(iter(found.values())))
     sample = CASES[next(iter(found))]
@@ -187,8 +191,7 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
         "## Whole steps",
         "",
         f"SmolLM2-135M-Instruct, full fine-tuning, {'bf16 autocast' if bf16 else 'float32'}, loss `dapo`, beta 0, "
-        f"{sample.groups * sample.num_generations} rows in micro-batches of {sample.micro}, {sample.num_generations} "
-        f"completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock. Prompts "
+        f"micro-batches of {sample.micro} rows, {sample.num_generations} completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock. Prompts "
         "are GSM8K's, in the form of recipes/gsm8k_135m.yaml. Gold solutions are sampled through a logits "
         "processor that leaves one token at each position, so that all contenders sample the same ones; the untrained model "
         "itself mostly writes on until it is cut.",
