@@ -191,7 +191,8 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
         "## Whole steps",
         "",
         f"SmolLM2-135M-Instruct, full fine-tuning, {'bf16 autocast' if bf16 else 'float32'}, loss `dapo`, beta 0, "
-        f"micro-batches of {sample.micro} rows, {sample.num_generations} completions a prompt. Median of {rounds} rounds (lowest to highest); a ratio above 1 is faster than stock. Prompts "
+        f"micro-batches of {sample.micro} rows, {sample.num_generations} completions a prompt. Median of {rounds} rounds "
+        "(lowest to highest); a ratio above 1 is faster than stock. Prompts "
         "are GSM8K's, in the form of recipes/gsm8k_135m.yaml. Gold solutions are sampled through a logits "
         "processor that leaves one token at each position, so that all contenders sample the same ones; the untrained model "
         "itself mostly writes on until it is cut.",
