@@ -30,7 +30,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trl:GRPOTrainer._logs",
         "trl:GRPOTrainer._metrics",
         "trl:GRPOTrainer._tr_loss",
-        "trl.trainer.utils:_CHUNKED_LOGPROB_CHUNK_SIZE",
+        "trl.trainer.utils:_ChunkedLogProbFunction",
     ),
     "transformers": (
         "transformers:GenerationMixin._optimize_model_for_decode",

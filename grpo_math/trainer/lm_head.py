@@ -1,6 +1,7 @@
-"""A compact LM head on the CPU: TRL's fused head projects every position there, and only labelled ones on CUDA.
+"""TRL's fused LM head on a CPU: labelled positions only, and logits computed once.
 
-Its logits are made in tiles, which are sized for a GPU's memory; here they are sized for a processor's cache.
+Without Triton TRL's head projects every position, in tiles that are sized for a GPU's memory, and once more in the backward
+pass. On a CPU [`LogProbFunction`] keeps the exponentials of the labelled positions instead, where that is not too much.
 """
 
 import types
@@ -8,25 +9,112 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 
+import torch
 from transformers import PreTrainedModel
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer import utils
 
-TILE = 2**20  # logits; the 108 MB of TRL's own tile are allocated anew by each of a dozen operations
+TILE = 2**20  # logits that are worked on at once: 4 MB stay in a cache, while those of TRL's own tile do not
+MOST_KEPT = 2**27  # exponentials that are kept, 512 MiB: about what two of TRL's tiles take
+
+
+class LogProbFunction(torch.autograd.Function):
+    r"""
+    Log-probabilities of targets, and entropies, under `softmax(hidden @ weight.T / temperature)`.
+
+    With logits z and p = softmax(z):
+
+    $$ \log p_y = z_y - \log\sum_j e^{z_j}, \qquad \frac{\partial \log p_y}{\partial z_j} = 1[j = y] - p_j, $$
+    $$ H = -\sum_j p_j \log p_j, \qquad \frac{\partial H}{\partial z_j} = -p_j (\log p_j + H). $$
+
+    The exponentials of the forward pass, `(N, V)`, are kept for the backward pass, which TRL's `ChunkedLogProbFunction`
+    computes from the logits again.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float):
+        """
+        Args:
+            hidden (`torch.Tensor` of shape `(N, H)`), weight (`torch.Tensor` of shape `(V, H)`): In float32.
+            targets (`torch.LongTensor` of shape `(N,)`).
+            temperature (`float`).
+
+        Returns:
+            `tuple`: Log-probabilities and entropies, both `(N,)`.
+        """
+        ctx.set_materialize_grads(False)  # the entropy is mostly for a metric
+        rows, vocab = len(hidden), len(weight)
+        kept = hidden.new_empty(rows, vocab)
+        for start, end in _tiles(vocab, rows):
+            torch.mm(hidden, weight[start:end].t(), out=kept[:, start:end])
+        target, total, weighted = hidden.new_empty(3, rows)
+        for start, end in _tiles(rows, vocab):
+            z = kept[start:end]
+            z.sub_(z.amax(-1, keepdim=True)).div_(temperature)
+            target[start:end] = z.gather(1, targets[start:end, None]).squeeze(1)
+            exponentials = z.exp()
+            total[start:end] = exponentials.sum(-1)
+            weighted[start:end] = torch.linalg.vecdot(exponentials, z)
+            z.copy_(exponentials)
+        log_total = total.log()
+        entropy = log_total - weighted / total
+        ctx.save_for_backward(hidden, weight, targets, kept, total, entropy)
+        ctx.temperature = temperature
+        return target - log_total, entropy
+
+    @staticmethod
+    def backward(ctx, grad_logps: torch.Tensor | None, grad_entropy: torch.Tensor | None):
+        hidden, weight, targets, kept, total, entropy = ctx.saved_tensors
+        grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad_logps = torch.zeros_like(total) if grad_logps is None else grad_logps / ctx.temperature
+        for start, end in _tiles(len(weight), len(hidden)):
+            grad = kept[:, start:end] * (-grad_logps / total)[:, None]
+            if grad_entropy is not None:
+                p = kept[:, start:end] / total[:, None]
+                grad += (torch.special.entr(p) - p * entropy[:, None]) * (grad_entropy / ctx.temperature)[:, None]
+            if grad_hidden is not None:
+                grad_hidden.addmm_(grad, weight[start:end])
+            if grad_weight is not None:
+                torch.mm(grad.t(), hidden, out=grad_weight[start:end])
+        if grad_hidden is not None:
+            grad_hidden.addcmul_(weight[targets], grad_logps[:, None])
+        if grad_weight is not None:
+            grad_weight.index_add_(0, targets, hidden * grad_logps[:, None])
+        return grad_hidden, grad_weight, None, None
+
+
+def _tiles(count: int, width: int) -> Iterator[tuple[int, int]]:
+    """Ranges of `count` lines, each `width` wide, of about [`TILE`] values."""
+    size = max(TILE // width, 1)
+    return ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+class _Head:
+    """Stands in for TRL's function, whose arguments it takes and whose results it gives."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, targets, temperature, chunk_size, softcapping, logit_scale, outputs):
+        plain = bias is None and softcapping is None and logit_scale == 1 and set(outputs) <= {"log_probs", "entropy"}
+        float32 = hidden.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        few = len(hidden) * len(weight) <= MOST_KEPT
+        if plain and float32 and few and torch.is_grad_enabled():
+            logps, entropy = LogProbFunction.apply(hidden, weight, targets, temperature)
+            return logps, entropy if "entropy" in outputs else None, None, None, None
+        chunk_size = min(chunk_size, max(TILE // len(hidden), 256))
+        arguments = (hidden, weight, bias, targets, temperature, chunk_size, softcapping, logit_scale, outputs)
+        return ChunkedLogProbFunction.apply(*arguments)
 
 
 @contextmanager
-def tiles_for_a_cache(rows: int) -> Iterator[None]:
-    """
-    Inside the context TRL's fused head computes so many columns of `rows` logits at once that a tile has about [`TILE`].
-
-    Only the order of the sums over the vocabulary depends on it. The backward pass keeps the size of its forward pass.
-    """
-    before = utils._CHUNKED_LOGPROB_CHUNK_SIZE
-    utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(before, max(TILE // rows, 256))
+def head_for_a_cpu() -> Iterator[None]:
+    """Inside the context TRL's fused head computes by [`LogProbFunction`] what that can, the rest in tiles for a cache."""
+    before = utils._ChunkedLogProbFunction
+    utils._ChunkedLogProbFunction = _Head
     try:
         yield
     finally:
-        utils._CHUNKED_LOGPROB_CHUNK_SIZE = before
+        utils._ChunkedLogProbFunction = before
 
 
 def add_compact_lm_head(model: PreTrainedModel) -> None:
@@ -48,6 +136,8 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
         shifted = shift_labels is not None
         targets = shift_labels if shifted else None if labels is None else labels[:, 1:]  # (B, L) or (B, L - 1)
         compact = fused_lm_head and targets is not None and targets.device.type == "cpu"
+        # A memory prediction for CUDA runs on a CPU and as if with Triton
+        compact = compact and not utils._use_triton(targets.device)
         # Without a single label the output must stay connected to the model, which TRL's own path sees to
         if not compact or not (scored := targets != -100).any():
             return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs)
@@ -59,9 +149,8 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
 
         hook = self.base_model.register_forward_hook(keep_scored)
         try:
-            labels = targets[scored].unsqueeze(0)
-            with tiles_for_a_cache(labels.size(1)):
-                output = fused_forward(*args, fused_lm_head=True, shift_labels=labels, **kwargs)
+            with head_for_a_cpu():
+                output = fused_forward(*args, fused_lm_head=True, shift_labels=targets[scored].unsqueeze(0), **kwargs)
         finally:
             hook.remove()
         for field in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask"):
