@@ -105,7 +105,8 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     - The head scores labelled positions only, in tiles that Triton folds in place.
     - torch's optimizers work on all tensors of a group at once (`foreach`).
     - bitsandbytes' paged states are in managed memory, outside of torch's allocator.
-    - Tokens are drawn by torch's multinomial kernel, packed rows have a dense mask, no weights are copied for a CPU.
+    - Tokens are drawn by torch's multinomial kernel.
+    - Packed rows have a dense mask.
     """
 
     def draw(scores):
@@ -120,13 +121,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
         return torch.zeros_like(p, dtype=dtype)
 
     # Functions, since a mock keeps the tensors that it is called with
-    def use_triton(device):
-        return True
-
-    def none(model):
-        return []
-
-    def add_in_place(accumulator, a, b):
+    def nothing(*args):
         return None
 
     autocast_enabled = torch.is_autocast_enabled
@@ -141,18 +136,17 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     triton = types.SimpleNamespace(cdiv=lambda a, b: -(-a // b))
     with contextlib.ExitStack() as stack:
         for module in (chunked_logprob, utils):
-            stack.enter_context(mock.patch.object(module, "_use_triton", use_triton))
+            stack.enter_context(mock.patch.object(module, "_use_triton", return_value=True))
         for name in ("_forward_kernel", "_backward_kernel"):
             stack.enter_context(mock.patch.object(chunked_logprob, name, _NoKernel()))
-        stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", add_in_place))
+        stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", nothing))
         stack.enter_context(mock.patch.object(offloading, "activation_offloading", to_the_host))
         stack.enter_context(mock.patch.object(offloading, "check_accelerator"))
         stack.enter_context(mock.patch.object(chunked_logprob, "triton", triton, create=True))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled))
         stack.enter_context(mock.patch.object(Optimizer8bit, "get_state_buffer", get_state_buffer))
         stack.enter_context(mock.patch.object(decoding, "draw", draw))
-        stack.enter_context(mock.patch.object(packing, "takes_units", none))
-        stack.enter_context(mock.patch.object(blocked_weights, "layers_to_block", none))
+        stack.enter_context(mock.patch.object(packing, "takes_units", nothing))
         default = torch.optim.Optimizer.add_param_group
 
         def add_param_group(optimizer, group):
@@ -163,6 +157,11 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
 
         stack.enter_context(mock.patch.object(torch.optim.Optimizer, "add_param_group", add_param_group))
         yield
+
+
+def no_blocked_weights() -> contextlib.AbstractContextManager:
+    """Inside the context decoding makes no copies of weights, which it does on a CPU only."""
+    return mock.patch.object(blocked_weights, "MOST_BYTES", 0)
 
 
 @contextlib.contextmanager

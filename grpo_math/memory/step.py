@@ -151,6 +151,7 @@ def run_one_step(
         warnings.simplefilter("ignore")
         stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
         transformers_logging.set_verbosity_error()
+        stack.enter_context(patches.no_blocked_weights())
         if fake_tensors:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(patches.fake_stand_ins())
@@ -214,7 +215,7 @@ def _masked_rows(
 
 
 def _worst_case(args: Any) -> None:
-    """Turns off files and logs, and the options that save memory only when rows are short or dead."""
+    """Turns off files and logs, and options that save memory only when rows are short or dead, or on a CPU."""
     args.save_strategy, args.report_to = "no", []
     args.disable_tqdm, args.logging_steps, args.logging_first_step = True, 1, False
     args.log_completions = args.push_to_hub = False

@@ -1,7 +1,7 @@
-"""TRL's fused LM head on a CPU: labelled positions only, and logits computed once.
+"""TRL's fused LM head on a CPU: labelled positions only, and in float32 logits are computed once.
 
 Without Triton TRL's head projects every position, in tiles that are sized for a GPU's memory, and once more in the backward
-pass. On a CPU [`LogProbFunction`] keeps the exponentials of the labelled positions instead, where that is not too much.
+pass. Here [`LogProbFunction`] keeps the exponentials of the labelled positions, where they are not too many.
 """
 
 import types
@@ -15,7 +15,7 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer import utils
 
 TILE = 2**20  # logits that are worked on at once: 4 MB stay in a cache, while those of TRL's own tile do not
-MOST_KEPT = 2**27  # exponentials that are kept, 512 MiB: about what two of TRL's tiles take
+MOST_KEPT = 2**27  # exponentials that are kept for a backward pass: 512 MiB
 
 
 class LogProbFunction(torch.autograd.Function):
@@ -86,7 +86,7 @@ class LogProbFunction(torch.autograd.Function):
 
 def _tiles(count: int, width: int) -> Iterator[tuple[int, int]]:
     """Ranges of `count` lines, each `width` wide, of about [`TILE`] values."""
-    size = max(TILE // width, 1)
+    size = 1 << max((TILE // width).bit_length() - 1, 0)  # of few kinds, so that `torch.compile` meets few shapes
     return ((start, min(start + size, count)) for start in range(0, count, size))
 
 
@@ -136,8 +136,6 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
         shifted = shift_labels is not None
         targets = shift_labels if shifted else None if labels is None else labels[:, 1:]  # (B, L) or (B, L - 1)
         compact = fused_lm_head and targets is not None and targets.device.type == "cpu"
-        # A memory prediction for CUDA runs on a CPU and as if with Triton
-        compact = compact and not utils._use_triton(targets.device)
         # Without a single label the output must stay connected to the model, which TRL's own path sees to
         if not compact or not (scored := targets != -100).any():
             return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, shift_labels=shift_labels, **kwargs)
