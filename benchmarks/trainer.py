@@ -193,8 +193,8 @@ def report(found: dict[str, list[dict]], bf16: bool) -> str:
         f"SmolLM2-135M-Instruct, full fine-tuning, {'bf16 autocast' if bf16 else 'float32'}, loss `dapo`, beta 0, "
         f"micro-batches of {sample.micro} rows, {sample.num_generations} completions a prompt. Median of {rounds} rounds "
         "(lowest to highest); a ratio above 1 is faster than stock. GSM8K prompts in the form of recipes/gsm8k_135m.yaml, but "
-        "for the last case. Gold solutions are sampled through a logits processor that leaves one token at each position, the "
-        "same for all contenders; ours hands it all rows, also finished ones. The untrained model itself mostly writes on "
+        "for 'nothing to save'. Gold solutions are sampled through a logits processor that leaves one token at each position, "
+        "the same for all contenders; ours cannot leave finished rows out of it. The untrained model itself mostly writes on "
         "until it is cut.",
         "",
         common.table(header, rows),

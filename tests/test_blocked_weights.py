@@ -93,8 +93,10 @@ def test_autocast_keeps_its_own_precision_wherever_it_is_entered(dtype):
 
 @pytest.mark.parametrize("cast_weights_once", [True, False])
 def test_a_run_in_autocast_decodes(tmp_path, cast_weights_once):
-    trainer = train(True, tmp_path, bf16=True, cast_weights_once=cast_weights_once)
+    with Products() as products:
+        trainer = train(True, tmp_path, bf16=True, cast_weights_once=cast_weights_once)
     assert len(trainer._logs["completion"]) == 16
+    assert products.rows == []
 
 
 def test_the_layers_are_as_before_afterwards_also_after_an_error():
@@ -160,13 +162,22 @@ def test_other_layers_stay_as_they_are(monkeypatch, layer):
 
 
 def test_a_forward_of_somebody_else_stays():
-    layer, wrapped = nn.Linear(8, 8), nn.Linear(8, 8)
+    layer = nn.Linear(8, 8)
     layer.forward = own = lambda x: x + 1  # accelerate's hooks are set like this
-    with blocked_weights(nn.Sequential(layer, wrapped)):
+    with blocked_weights(layer):
         assert torch.equal(layer(torch.zeros(5, 8)), torch.ones(5, 8))
-        wrapped.forward = own
     assert layer.forward is own
-    assert wrapped.forward is own
+
+
+@torch.no_grad()
+def test_a_wrapper_that_was_set_inside_sees_later_weights():
+    layer, x = nn.Linear(8, 8), torch.randn(6, 8)
+    with blocked_weights(layer):
+        layer(x)
+        inside = layer.forward
+        layer.forward = lambda x: inside(x) + 1
+    layer.weight.mul_(2)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias) + 1)
 
 
 def test_copies_are_bounded(monkeypatch):

@@ -11,6 +11,7 @@ from grpo_math.trainer import lm_head
 from grpo_math.trainer.lm_head import LogProbFunction, add_compact_lm_head, head_for_a_cpu
 
 OWN = utils._ChunkedLogProbFunction
+HEAD = lm_head._Head(OWN)
 VOCAB = 700
 ROWS = [([3, 4, 5], [650, 9, 10, 11]), ([3, 4, 5], [8, 300]), ([12], [255, 256])]
 PLAIN = {"bias": None, "softcapping": None, "scale": 1.0, "outputs": ("log_probs", "entropy")}
@@ -55,7 +56,7 @@ def plain(hidden, weight, targets, temperature=0.7):
 def test_results_and_gradients_are_exact(monkeypatch, kept, tile, weights):
     monkeypatch.setattr(lm_head, "TILE", tile)
     found = []
-    for function, dtype in ((lambda *x: apply(lm_head._Head, *x)[:2], torch.float32), (plain, torch.float64)):
+    for function, dtype in ((lambda *x: apply(HEAD, *x)[:2], torch.float32), (plain, torch.float64)):
         hidden, weight, targets = inputs()
         hidden, weight = (x.detach().to(dtype).requires_grad_() for x in (hidden, weight))
         results = function(hidden, weight, targets)
@@ -68,7 +69,7 @@ def test_results_and_gradients_are_exact(monkeypatch, kept, tile, weights):
 
 
 def test_the_gradient_is_that_of_finite_differences(monkeypatch):
-    monkeypatch.setattr(lm_head, "TILE", 900)
+    monkeypatch.setattr(lm_head, "TILE", 30)
     hidden, weight, targets = inputs(rows=3, size=4, dtype=torch.float64)
     arguments = hidden, weight[:40].detach().requires_grad_(), targets % 40
     assert torch.autograd.gradcheck(lambda *x: LogProbFunction.apply(*x, 0.7), arguments)
@@ -81,6 +82,12 @@ def test_extreme_logits_give_no_nan():
     for value in (logps, entropy, hidden.grad, weight.grad):
         assert value.isfinite().all()
     assert (entropy >= -1e-6).all()
+
+
+def test_an_entropy_that_nobody_asked_for_is_none():
+    logps, *others = apply(HEAD, *inputs(), outputs=("log_probs",))
+    assert others == [None] * 4
+    assert torch.equal(logps, apply(HEAD, *inputs())[0])
 
 
 def test_a_graph_can_be_run_backward_twice():
@@ -100,7 +107,7 @@ def test_a_frozen_head_gets_no_gradient():
 @pytest.mark.parametrize(
     "options",
     [
-        {"bias": torch.ones(VOCAB)},
+        {"bias": torch.linspace(-1, 1, VOCAB)},
         {"softcapping": 5.0},
         {"scale": 2.0},
         {"outputs": ("log_probs", "entropy", "is_top1")},
@@ -111,13 +118,13 @@ def test_a_frozen_head_gets_no_gradient():
 def test_trls_function_does_what_ours_does_not(monkeypatch, kept, options):
     monkeypatch.setattr(lm_head, "TILE", 1)
     hidden, weight, targets = inputs()
-    found = apply(lm_head._Head, hidden, weight, targets, **options)
+    found = apply(HEAD, hidden, weight, targets, **options)
     for ours, theirs in zip(found, apply(ChunkedLogProbFunction, hidden, weight, targets, **options), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert not kept
 
 
-@pytest.mark.parametrize("why", ["no gradient", "autocast", "too many", "float64"])
+@pytest.mark.parametrize("why", ["no gradient", "autocast", "too many", "float64", "sharded"])
 def test_exponentials_are_not_kept_in_vain(monkeypatch, kept, why):
     """Without a gradient there is no use for them, and in other cases TRL's tiles are narrow ones."""
     widths, forward = [], ChunkedLogProbFunction.forward
@@ -130,9 +137,11 @@ def test_exponentials_are_not_kept_in_vain(monkeypatch, kept, why):
     monkeypatch.setattr(lm_head, "TILE", 1)
     monkeypatch.setattr(lm_head, "MOST_KEPT", 9 * VOCAB - (why == "too many"))
     hidden, weight, targets = inputs(dtype=torch.float64 if why == "float64" else torch.float32)
+    if why == "sharded":
+        weight.ds_status = "NOT_AVAILABLE"
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=why == "autocast")
     with torch.set_grad_enabled(why != "no gradient"), autocast:
-        apply(lm_head._Head, hidden, weight, targets)
+        apply(HEAD, hidden, weight, targets)
     assert widths == [256]
     assert not kept
 

@@ -120,7 +120,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
             return buffer
         return torch.zeros_like(p, dtype=dtype)
 
-    # Functions, since a mock keeps the tensors that it is called with
+    # A function, since a mock keeps the tensors that it is called with
     def nothing(*args):
         return None
 

@@ -215,7 +215,7 @@ def _masked_rows(
 
 
 def _worst_case(args: Any) -> None:
-    """Turns off files and logs, and options that save memory only when rows are short or dead, or on a CPU."""
+    """Turns off files and logs, the options that save memory only when rows are short or dead, and the CPU's head."""
     args.save_strategy, args.report_to = "no", []
     args.disable_tqdm, args.logging_steps, args.logging_first_step = True, 1, False
     args.log_completions = args.push_to_hub = False

@@ -55,7 +55,9 @@ class GRPOMathConfig(GRPOConfig):
             Group rows of similar length within one optimizer step. Disabled by images, and by a loss that depends on
             which rows share a micro-batch (`bnpo`, entropy bonus, quantile mask, auxiliary loss).
         compact_lm_head (`bool`, *optional*):
-            On a CPU, run the LM head on the completion's positions only (on CUDA TRL always does).
+            On a CPU, run the LM head on the completion's positions only (on CUDA TRL always does). A float32 head
+            without bias, soft-capping or scale keeps the exponentials of its logits, up to 512 MiB, for the backward pass,
+            where TRL computes the logits again.
         skip_input_casts (`bool`, *optional*):
             Under autocast, leave out PEFT's float32 copy of every LoRA layer's input, which autocast casts back. Disabled
             without mixed precision, and by `lora_dropout`, DoRA or another kind of adapter.
@@ -67,8 +69,9 @@ class GRPOMathConfig(GRPOConfig):
             Generation with transformers: run each distinct prompt once for its G completions.
         drop_finished (`bool`, *optional*):
             Generation with transformers: drop finished rows from the batch. With both options greedy output is
-            identical and sampled output equal in distribution, though not draw for draw. Both are disabled by vLLM,
-            continuous batching, images, a sharded model, a learned prompt, beam search or another kind of cache.
+            identical, up to rounding, and sampled output equal in distribution, though not draw for draw. On a CPU with
+            either, large float32 layers are copied into another layout during generation, up to 2 GiB. Both are disabled by
+            vLLM, continuous batching, images, a sharded model, a learned prompt, beam search or another kind of cache.
         dynamic_sampling (`int`, *optional*, defaults to `0`):
             Most rounds of fresh prompts that replace groups whose rewards are all equal (DAPO, arXiv 2503.14476,
             section 3.2); groups that are left after the last round stay. TRL's metrics describe the first draw. Fresh

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer import utils
 
 TILE = 2**20  # logits that are worked on at once: 4 MB stay in a cache, while those of TRL's own tile do not
@@ -63,6 +63,7 @@ class LogProbFunction(torch.autograd.Function):
         return target - log_total, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logps: torch.Tensor | None, grad_entropy: torch.Tensor | None):
         hidden, weight, targets, kept, total, entropy = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
@@ -86,31 +87,43 @@ class LogProbFunction(torch.autograd.Function):
 
 def _tiles(count: int, width: int) -> Iterator[tuple[int, int]]:
     """Ranges of `count` lines, each `width` wide, of about [`TILE`] values."""
-    size = 1 << max((TILE // width).bit_length() - 1, 0)  # of few kinds, so that `torch.compile` meets few shapes
+    size = _tile_size(width)
     return ((start, min(start + size, count)) for start in range(0, count, size))
 
 
-class _Head:
-    """Stands in for TRL's function, whose arguments it takes and whose results it gives."""
+def _tile_size(width: int) -> int:
+    """How many lines of a width have about [`TILE`] values: a power of two, so that `torch.compile` meets few shapes."""
+    return 1 << max((TILE // width).bit_length() - 1, 0)
 
-    @staticmethod
-    def apply(hidden, weight, bias, targets, temperature, chunk_size, softcapping, logit_scale, outputs):
+
+class _Head:
+    """
+    Stands in for TRL's function, whose arguments it takes and whose results it gives.
+
+    [`LogProbFunction`] serves whole float32 heads without bias, soft-capping or scale, under gradients. The rest is TRL's.
+    """
+
+    def __init__(self, function: type[torch.autograd.Function]):
+        self.function = function
+
+    def apply(self, hidden, weight, bias, targets, temperature, chunk_size, softcapping, logit_scale, outputs):
         plain = bias is None and softcapping is None and logit_scale == 1 and set(outputs) <= {"log_probs", "entropy"}
         float32 = hidden.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        whole = not hasattr(weight, "ds_status")  # DeepSpeed gathers it for TRL's function
         few = len(hidden) * len(weight) <= MOST_KEPT
-        if plain and float32 and few and torch.is_grad_enabled():
+        if plain and float32 and whole and few and torch.is_grad_enabled():
             logps, entropy = LogProbFunction.apply(hidden, weight, targets, temperature)
             return logps, entropy if "entropy" in outputs else None, None, None, None
-        chunk_size = min(chunk_size, max(TILE // len(hidden), 256))
+        chunk_size = min(chunk_size, max(_tile_size(len(hidden)), 256))
         arguments = (hidden, weight, bias, targets, temperature, chunk_size, softcapping, logit_scale, outputs)
-        return ChunkedLogProbFunction.apply(*arguments)
+        return self.function.apply(*arguments)
 
 
 @contextmanager
 def head_for_a_cpu() -> Iterator[None]:
-    """Inside the context TRL's fused head computes by [`LogProbFunction`] what that can, the rest in tiles for a cache."""
+    """Inside the context TRL's fused head uses [`LogProbFunction`] where it can, else TRL's function with narrower tiles."""
     before = utils._ChunkedLogProbFunction
-    utils._ChunkedLogProbFunction = _Head
+    utils._ChunkedLogProbFunction = _Head(before)
     try:
         yield
     finally:
@@ -123,8 +136,8 @@ def add_compact_lm_head(model: PreTrainedModel) -> None:
 
     Without it the head also projects prompt and padding positions, whose results are then zeroed. A hook narrows the
     backbone's output to the labelled positions. TRL's head takes these as one row of pre-shifted labels
-    (`shift_labels`), and the fields of its output go back into shape. Labels may come pre-shifted too. Add it after
-    TRL's `add_fused_lm_head`.
+    (`shift_labels`), and the fields of its output go back into shape. Labels may come pre-shifted too. During the forward
+    pass [`head_for_a_cpu`] stands in for TRL's function. Add it after TRL's `add_fused_lm_head`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model with TRL's fused head.
