@@ -136,7 +136,7 @@ def cuda_stand_ins(tracker: Tracker) -> Iterator[None]:
     triton = types.SimpleNamespace(cdiv=lambda a, b: -(-a // b))
     with contextlib.ExitStack() as stack:
         for module in (chunked_logprob, utils):
-            stack.enter_context(mock.patch.object(module, "_use_triton", return_value=True))
+            stack.enter_context(mock.patch.object(module, "_use_triton", mock.Mock(return_value=True)))
         for name in ("_forward_kernel", "_backward_kernel"):
             stack.enter_context(mock.patch.object(chunked_logprob, name, _NoKernel()))
         stack.enter_context(mock.patch.object(chunked_logprob, "_addmm_fp32", nothing))

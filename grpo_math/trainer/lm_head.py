@@ -100,7 +100,7 @@ class _Head:
     """
     Stands in for TRL's function, whose arguments it takes and whose results it gives.
 
-    [`LogProbFunction`] serves whole float32 heads without bias, soft-capping or scale, under gradients. The rest is TRL's.
+    [`LogProbFunction`] serves whole float32 heads without bias, soft-capping or scale. The rest is TRL's.
     """
 
     def __init__(self, function: type[torch.autograd.Function]):
@@ -111,7 +111,7 @@ class _Head:
         float32 = hidden.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         whole = not hasattr(weight, "ds_status")  # DeepSpeed gathers it for TRL's function
         few = len(hidden) * len(weight) <= MOST_KEPT
-        if plain and float32 and whole and few and torch.is_grad_enabled():
+        if plain and float32 and whole and few:  # also without gradients: a reference is compared to the last bit
             logps, entropy = LogProbFunction.apply(hidden, weight, targets, temperature)
             return logps, entropy if "entropy" in outputs else None, None, None, None
         chunk_size = min(chunk_size, max(_tile_size(len(hidden)), 256))
