@@ -89,7 +89,9 @@ def test_what_is_saved_in_the_middle_of_a_step_goes_on_like_a_run_left_alone(
     if spread == 2:  # else what is generated anew follows from random numbers that the broken-off step has used
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         logged = [report.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("out", "whole")]
-        ours, theirs = ([{k: v for k, v in m.items() if "time" not in k and "memory" not in k} for m in lines] for lines in logged)
+        ours, theirs = (
+            [{k: v for k, v in m.items() if "time" not in k and "memory" not in k} for m in lines] for lines in logged
+        )
         assert ours == theirs  # the first step, too, was not logged when it was saved
 
 
