@@ -100,11 +100,15 @@ def texts(batch: Batch, tokenizer: Any) -> list[tuple[str, list[str]]]:
     return [(prompts[g], solutions[g + 1 : g + size]) for g in range(0, needed, size)]
 
 
+def completion_ids(text: str, tokenizer: Any, longest: int | None = None) -> list[int]:
+    """Tokens of a completion, cut to `longest`, and the end token."""
+    return [*tokenizer(text)["input_ids"][:longest], tokenizer.eos_token_id]
+
+
 def rollout(batch: Batch, tokenizer: Any) -> tuple[list[dict], Any]:
     """Rows for the trainer's data set, and the `rollout_func` that gives their completions."""
     found = texts(batch, tokenizer)
-    end = [tokenizer.eos_token_id]
-    completions = {p: [tokenizer(s)["input_ids"][: batch.longest] + end for s in chosen] for p, chosen in found}
+    completions = {p: [completion_ids(s, tokenizer, batch.longest) for s in chosen] for p, chosen in found}
 
     def give(prompts: list[str], trainer: Any) -> dict[str, Any]:
         count: dict[str, itertools.count] = {prompt: itertools.count() for prompt in completions}

@@ -81,18 +81,17 @@ class Stopwatch(TrainerCallback):
 
 def prompts(case: Case, round_number: int, tokenizer) -> tuple[list[dict], list[list[int]] | None]:
     """The round's prompts, GSM8K questions or four tokens each where lengths are fixed, and what each row must sample."""
+    forced = None
     if case.fixed_length:
         texts = [f"The number {(round_number * case.groups + i) % 10} is" for i in range(case.groups)]
-        forced = None
     else:
         batch = forward_backward.Batch(groups=case.groups * (round_number + 1), group=case.num_generations)
         found = forward_backward.texts(batch, tokenizer)[-case.groups :]
         texts = [prompt for prompt, _ in found]
-        forced = [
-            tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for _, solutions in found for text in solutions
-        ]
+        if case.gold:
+            forced = [forward_backward.completion_ids(s, tokenizer) for _, solutions in found for s in solutions]
     rows = [{"prompt": text, "dead": case.dead and bool(i % 2)} for i, text in enumerate(texts)]
-    return rows, forced if case.gold else None
+    return rows, forced
 
 
 def step(ours: bool, case: Case, model, tokenizer, round_number: int, bf16: bool, out: Path) -> dict:
